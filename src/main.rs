@@ -1,0 +1,2 @@
+//! blockhaus command
+fn main() {}

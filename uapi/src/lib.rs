@@ -1,0 +1,1 @@
+//! Kernel structures and numbers; no logic.
