@@ -8,11 +8,15 @@ bitflags::bitflags! {
     #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
     #[repr(transparent)]
     pub struct BatchFlags: u16 {
-        /// Each element has a `zone_lba: u64`: the sector a ZONE_APPEND went to.
+        /// Each element has a `zone_lba: u64`: the sector a ZONE_APPEND went to. Zoned devices
+        /// only.
         const HAS_ZONE_LBA = 1 << 0;
-        /// Each element has a `buf_addr: u64`: the buffer data is copied to and from.
+        /// Each element has a `buf_addr: u64`: the buffer data is copied to and from. Only where
+        /// the driver does the copying.
         const HAS_BUF_ADDR = 1 << 1;
         /// As [`AutoBufRegFlags::FALLBACK`](super::AutoBufRegFlags::FALLBACK), for every element.
+        /// Only with [`Features::AUTO_BUF_REG`](super::Features::AUTO_BUF_REG), and not together
+        /// with [`HAS_BUF_ADDR`](Self::HAS_BUF_ADDR).
         const AUTO_BUF_REG_FALLBACK = 1 << 2;
     }
 }
@@ -24,9 +28,9 @@ bitflags::bitflags! {
 pub struct BatchIo {
     /// The queue.
     pub q_id: u16,
-    /// What the elements have.
+    /// What the elements have; none for FETCH_IO_CMDS.
     pub flags: BatchFlags,
-    /// Number of elements.
+    /// Number of elements, at most the queue's depth.
     pub nr_elem: u16,
     /// Bytes of one element: 8, 16 or 24 by the flags; 2 for
     /// [`FETCH_IO_CMDS`](super::io_cmd::FETCH_IO_CMDS), which delivers bare tags.

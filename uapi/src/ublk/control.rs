@@ -143,15 +143,18 @@ pub struct CtrlDevInfo {
     pub queue_depth: u16,
     /// One of [`state`].
     pub state: u16,
-    /// Bytes from one descriptor of a queue to the next, with
-    /// [`Features::IO_DESC_SIZE`]. Without it (before 7.3 this was a pad, `pad0`) the stride is
-    /// the size of [`IoDesc`](super::IoDesc), whatever stands here.
+    /// Bytes from one descriptor of a queue to the next.
+    ///
+    /// With [`Features::IO_DESC_SIZE`] the server asks for it in ADD_DEV: a multiple of 8, from
+    /// the size of [`IoDesc`](super::IoDesc) to 256. Without that flag it is the size of
+    /// [`IoDesc`](super::IoDesc), whatever stands here: before 7.3 the field was a pad, `pad0`.
     pub io_desc_size: u16,
     /// Bytes of the largest request.
     pub max_io_buf_bytes: u32,
     /// N of `/dev/ublkcN`; [`NEW_DEV_ID`] in ADD_DEV for any free one.
     pub dev_id: u32,
-    /// Process id of the server; -1 while there is none.
+    /// Process id of the server, as the asking process sees it; -1 while there is none, or none
+    /// that it can see.
     pub ublksrv_pid: i32,
     /// Zero.
     pub pad1: u32,

@@ -71,9 +71,9 @@ bitflags::bitflags! {
         /// [`REG_BUF`](super::cmd::REG_BUF) are delivered as a
         /// [`ShmemAddr`](super::ShmemAddr) and not copied. Since 7.1.
         const SHMEM_ZC = 1 << 19;
-        /// The stride between descriptors is
-        /// [`CtrlDevInfo::io_desc_size`](super::CtrlDevInfo::io_desc_size) and no longer the
-        /// size of [`IoDesc`](super::IoDesc) by definition. Since 7.3.
+        /// The server chooses the stride between descriptors,
+        /// [`CtrlDevInfo::io_desc_size`](super::CtrlDevInfo::io_desc_size); without this flag it
+        /// is the size of [`IoDesc`](super::IoDesc). Since 7.3.
         const IO_DESC_SIZE = 1 << 20;
     }
 }

@@ -5,7 +5,7 @@ bitflags::bitflags! {
     #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
     #[repr(transparent)]
     pub struct IntegrityCaps: u32 {
-        /// The disk checks it.
+        /// The disk stores and checks it (the block layer's "device capable").
         const INTEGRITY = 1 << 0;
         /// It holds a reference tag, which ties a unit to its place.
         const REFTAG = 1 << 1;

@@ -48,15 +48,16 @@ bitflags::bitflags! {
 pub struct ParamBasic {
     /// Attributes of the disk.
     pub attrs: Attributes,
-    /// Logical block size, as the power of two of its bytes: 9 to the page's.
+    /// Logical block size, as the power of two of its bytes: 9 to the page's, and no more than
+    /// the physical one.
     pub logical_bs_shift: u8,
-    /// Physical block size, as the power of two of its bytes.
+    /// Physical block size, as the power of two of its bytes: at most 28, as the next two.
     pub physical_bs_shift: u8,
     /// Preferred request size, as the power of two of its bytes.
     pub io_opt_shift: u8,
     /// Smallest request that costs no more than it should, as the power of two of its bytes.
     pub io_min_shift: u8,
-    /// Sectors of the largest request; no more than
+    /// Sectors of the largest request: at least a page, no more than
     /// [`CtrlDevInfo::max_io_buf_bytes`](super::CtrlDevInfo::max_io_buf_bytes) holds.
     pub max_sectors: u32,
     /// Sectors that no request may straddle a multiple of; 0 for none. For a zoned disk, the
@@ -86,13 +87,13 @@ layout!(ParamBasic, 32, {
 pub struct ParamDiscard {
     /// Bytes by which the first discardable unit is off.
     pub discard_alignment: u32,
-    /// Bytes of a discardable unit.
+    /// Bytes of a discardable unit; not 0.
     pub discard_granularity: u32,
     /// Sectors of the largest DISCARD; 0 for no DISCARD.
     pub max_discard_sectors: u32,
     /// Sectors of the largest WRITE_ZEROES; 0 for no WRITE_ZEROES.
     pub max_write_zeroes_sectors: u32,
-    /// Ranges of a DISCARD; the driver takes 1 only.
+    /// Ranges of a DISCARD; 1, unless there is no DISCARD.
     pub max_discard_segments: u16,
     /// Zero.
     pub reserved0: u16,
@@ -153,7 +154,7 @@ layout!(ParamZoned, 32, {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ParamDmaAlign {
-    /// A power of two of bytes, minus one: a mask.
+    /// A power of two of bytes up to a page, minus one: a mask.
     pub alignment: u32,
     /// Zero.
     pub pad: [u8; 4],
@@ -199,9 +200,10 @@ pub struct ParamIntegrity {
     pub flags: IntegrityCaps,
     /// Pieces of a request's protection information; 0 for no limit.
     pub max_integrity_segments: u16,
-    /// Bytes of data one unit protects, as a power of two.
+    /// Bytes of data one unit protects, as a power of two: 9 to the logical block's.
     pub interval_exp: u8,
-    /// Bytes of metadata for each unit; not 0.
+    /// Bytes of metadata for each unit; not 0, and enough for the protection information at its
+    /// place.
     pub metadata_size: u8,
     /// Where in the metadata the protection information begins, in bytes.
     pub pi_offset: u8,

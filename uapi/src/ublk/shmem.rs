@@ -6,7 +6,8 @@ bitflags::bitflags! {
     #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
     #[repr(transparent)]
     pub struct ShmemBufFlags: u32 {
-        /// Pin without write access, as a write-sealed memfd needs.
+        /// Pin without write access, as a write-sealed memfd needs; serves WRITE only, since the
+        /// kernel may not put data there.
         const READ_ONLY = 1 << 0;
     }
 }
@@ -15,9 +16,9 @@ bitflags::bitflags! {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ShmemBufReg {
-    /// Address of the shared memory in the caller.
+    /// Address of the shared memory in the caller, at a page's beginning.
     pub addr: u64,
-    /// Its size in bytes, whole pages; at most 4 GiB unless configured otherwise.
+    /// Its size in bytes, whole pages, at most 4 GiB.
     pub len: u64,
     /// How to pin it.
     pub flags: ShmemBufFlags,
