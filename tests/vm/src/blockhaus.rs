@@ -1,0 +1,262 @@
+//! The command line of blockhaus, typed through its `--json`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::ensure;
+use crate::outcome::{Context, Fail, Outcome};
+use crate::procfs;
+use crate::run::{Cmd, Ran, wait_until};
+
+/// What the contract allows every answer of the control plane.
+pub const ANSWER: Duration = Duration::from_secs(10);
+/// Above `ANSWER`, so that a late answer is told from none.
+const PATIENCE: u64 = 40;
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("BLOCKHAUS").map_or_else(|| PathBuf::from("/payload/blockhaus"), PathBuf::from)
+}
+
+/// Where it keeps its state.
+pub fn run_dir() -> PathBuf {
+    std::env::var_os("BLOCKHAUS_RUN_DIR").map_or_else(|| PathBuf::from("/run/blockhaus"), PathBuf::from)
+}
+
+/// A binary with blockhaus' command line: blockhaus itself or an example.
+#[derive(Clone)]
+pub struct Blockhaus {
+    binary: PathBuf,
+}
+
+/// A device that is attached. Forced away when dropped, so that a failing test cleans up.
+pub struct Device {
+    pub info: Attached,
+    tool: Blockhaus,
+    gone: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Attached {
+    pub id: u32,
+    pub device: String,
+    pub engine: String,
+    pub data_path: String,
+    pub queues: u16,
+    pub depth: u16,
+    pub block_size: u32,
+    pub size: u64,
+    pub pid: u32,
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Listed {
+    pub id: u32,
+    pub device: String,
+    pub spec: Option<String>,
+    pub state: String,
+    pub pid: Option<u32>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    pub state: String,
+    pub size: u64,
+    pub queues: u16,
+    pub depth: u16,
+    pub memory: Memory,
+    pub queue_threads: Vec<QueueThread>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Memory {
+    pub locked_buffers: u64,
+    pub resident: u64,
+    pub locked: u64,
+    pub backend: Option<u64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct QueueThread {
+    pub queue: u16,
+    pub tid: u32,
+    pub cpus: String,
+    pub io_flusher: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Features {
+    pub kernel: String,
+    pub ublk: bool,
+    pub reason: Option<String>,
+    pub mask: Option<String>,
+    pub features: Vec<Feature>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Feature {
+    pub bit: u32,
+    pub name: String,
+    pub meaning: String,
+    pub offered: bool,
+}
+
+impl Blockhaus {
+    pub fn new() -> Self {
+        Self { binary: binary() }
+    }
+
+    pub fn at(binary: PathBuf) -> Self {
+        Self { binary }
+    }
+
+    /// Any command line, unjudged.
+    pub fn command(&self, args: &[&str]) -> Cmd {
+        Cmd::new(&self.binary).args(args).timeout(PATIENCE)
+    }
+
+    /// Runs a verb with `--json`, requires success, reads its answer.
+    fn json<T: DeserializeOwned>(&self, args: &[&str]) -> Outcome<T> {
+        let ran = self.command(args).arg("--json").run()?;
+        if !ran.status.success() {
+            return Err(ran.fail("failed"));
+        }
+        parse(&ran)
+    }
+
+    /// Attaches in the background.
+    pub fn attach(&self, args: &[&str]) -> Outcome<Device> {
+        let args: Vec<&str> = ["attach"].iter().chain(args).copied().collect();
+        let ran = self.command(&args).arg("--json").run()?;
+        if !ran.status.success() {
+            return Err(ran.fail("failed"));
+        }
+        let info: Attached = parse(&ran)?;
+        let device = Device { info, tool: self.clone(), gone: false };
+        ensure!(
+            !ran.held_open,
+            "`{}` left its output open in the server: $(blockhaus attach) hangs in every shell",
+            ran.line
+        );
+        ensure!(device.info.engine == "ublk", "attach took the engine {:?}, not ublk", device.info.engine);
+        Ok(device)
+    }
+
+    pub fn list(&self) -> Outcome<Vec<Listed>> {
+        self.json(&["list"])
+    }
+
+    pub fn status(&self, id: u32) -> Outcome<Status> {
+        self.json(&["status", &id.to_string()])
+    }
+
+    pub fn features(&self) -> Outcome<Features> {
+        self.json(&["features"])
+    }
+
+    /// The state of one device in `list`; None when it is not listed.
+    pub fn state(&self, id: u32) -> Outcome<Option<String>> {
+        Ok(self.list()?.into_iter().find(|listed| listed.id == id).map(|listed| listed.state))
+    }
+
+    /// Runs a verb that may succeed or not but has to answer in time.
+    pub fn answer(&self, args: &[&str]) -> Outcome<Ran> {
+        let ran = self.command(args).run()?;
+        ensure!(
+            ran.elapsed <= ANSWER,
+            "`{}` answered after {:.1} s, later than 10 s",
+            ran.line,
+            ran.elapsed.as_secs_f64()
+        );
+        Ok(ran)
+    }
+}
+
+fn parse<T: DeserializeOwned>(ran: &Ran) -> Outcome<T> {
+    serde_json::from_str(&ran.stdout)
+        .map_err(|error| ran.fail(&format!("does not print what the contract says: {error}")))
+}
+
+impl Device {
+    pub fn id(&self) -> u32 {
+        self.info.id
+    }
+
+    pub fn path(&self) -> &str {
+        &self.info.device
+    }
+
+    pub fn status(&self) -> Outcome<Status> {
+        self.tool.status(self.id())
+    }
+
+    /// Detaches, requires success and that nothing of the device is there any more.
+    pub fn detach(self) -> Outcome {
+        self.leave(&[])
+    }
+
+    pub fn force(self) -> Outcome {
+        self.leave(&["--force"])
+    }
+
+    fn leave(mut self, more: &[&str]) -> Outcome {
+        let id = self.id().to_string();
+        let args: Vec<&str> = ["detach", &id].iter().chain(more).copied().collect();
+        let ran = self.tool.answer(&args)?;
+        if !ran.status.success() {
+            return Err(ran.fail("failed"));
+        }
+        self.gone = true;
+        self.assert_gone("detach")
+    }
+
+    /// Nothing of it may be there once `verb` has returned; the process may take a moment to exit.
+    pub fn assert_gone(&self, verb: &str) -> Outcome {
+        let id = self.id();
+        for path in [format!("/dev/ublkb{id}"), format!("/dev/ublkc{id}"), format!("/sys/block/ublkb{id}")] {
+            ensure!(!std::path::Path::new(&path).exists(), "{path} is still there after {verb} returned");
+        }
+        let pid = self.info.pid;
+        ensure!(
+            wait_until(Duration::from_secs(2), || !procfs::alive(pid)),
+            "the server (process {pid}) still runs 2 s after {verb} returned"
+        );
+        Ok(())
+    }
+
+    /// The test has seen to its end in another way.
+    pub fn forget(mut self) -> Attached {
+        self.gone = true;
+        self.info.clone()
+    }
+
+    /// A sysfs attribute of the disk.
+    pub fn sys(&self, name: &str) -> Outcome<String> {
+        let path = format!("/sys/block/ublkb{}/{name}", self.id());
+        Ok(std::fs::read_to_string(&path).context(format!("cannot read {path}"))?.trim().to_string())
+    }
+
+    /// Requests that the disk has completed (reads and writes).
+    pub fn requests(&self) -> Outcome<u64> {
+        let stat = self.sys("stat")?;
+        let fields: Vec<u64> = stat.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        match fields[..] {
+            [reads, _, _, _, writes, ..] => Ok(reads + writes),
+            _ => Err(Fail::new(format!("cannot read the disk's stat: {stat:?}"))),
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if !self.gone {
+            let id = self.id().to_string();
+            // Best effort on the way out of a failed test; the runner cleans up what remains.
+            drop(self.tool.command(&["detach", &id, "--force"]).timeout(15).run());
+        }
+    }
+}

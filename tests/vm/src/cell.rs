@@ -1,0 +1,165 @@
+//! The matrix of the done-when: which cells there are, and which of them CI runs.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Kernels on which every combination is promised.
+pub const KERNELS: [&str; 3] = ["6.12", "6.18", "7.2"];
+const BACKENDS: [Backend; 2] = [Backend::Ram, Backend::File];
+const QUEUES: [u16; 2] = [1, 2];
+const DEPTHS: [u16; 3] = [1, 16, 128];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Ram,
+    File,
+}
+
+/// One combination; `full` fills every file system to the brim as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    pub backend: Backend,
+    pub queues: u16,
+    pub depth: u16,
+    pub full: bool,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backend = match self.backend {
+            Backend::Ram => "ram",
+            Backend::File => "file",
+        };
+        let full = if self.full { "/full" } else { "" };
+        write!(f, "cell/{backend}/q{}/d{}{full}", self.queues, self.depth)
+    }
+}
+
+impl FromStr for Cell {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let (name, full) = name.strip_suffix("/full").map_or((name, false), |rest| (rest, true));
+        let mut parts = name.split('/');
+        let mut next = || parts.next().ok_or(());
+        if next()? != "cell" {
+            return Err(());
+        }
+        let backend = match next()? {
+            "ram" => Backend::Ram,
+            "file" => Backend::File,
+            _ => return Err(()),
+        };
+        let queues = next()?.strip_prefix('q').and_then(|n| n.parse().ok()).ok_or(())?;
+        let depth = next()?.strip_prefix('d').and_then(|n| n.parse().ok()).ok_or(())?;
+        match parts.next() {
+            None => Ok(Self { backend, queues, depth, full }),
+            Some(_) => Err(()),
+        }
+    }
+}
+
+/// The cells that `kernel` runs: all with `full`, else its part of the pairwise cover.
+pub fn cells(kernel: &str, full: bool) -> Vec<Cell> {
+    let Some(kernel) = KERNELS.iter().position(|&known| known == kernel) else {
+        let newest = Cell { backend: Backend::File, queues: 2, depth: 128, full };
+        return if kernel == "7.3" { vec![newest] } else { Vec::new() };
+    };
+    let rows = if full { candidates() } else { cover() };
+    rows.into_iter().filter(|row| row[0] == kernel).map(|row| cell(row, full)).collect()
+}
+
+/// A choice of value per parameter: kernel, backend, queues, depth.
+type Row = [usize; 4];
+
+fn cell([_, backend, queues, depth]: Row, full: bool) -> Cell {
+    Cell { backend: BACKENDS[backend], queues: QUEUES[queues], depth: DEPTHS[depth], full }
+}
+
+fn candidates() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for kernel in 0..KERNELS.len() {
+        for backend in 0..BACKENDS.len() {
+            for queues in 0..QUEUES.len() {
+                for depth in 0..DEPTHS.len() {
+                    rows.push([kernel, backend, queues, depth]);
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// The pairs of values a row shows together.
+fn pairs(row: Row) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    (0..row.len()).flat_map(move |a| (a + 1..row.len()).map(move |b| (a, row[a], b, row[b])))
+}
+
+/// Greedy and deterministic: always the row that adds most pairs not seen before, the first of
+/// equals. Covers every pair of values of any two parameters.
+fn cover() -> Vec<Row> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut chosen = Vec::new();
+    loop {
+        let gain = |row: &Row| pairs(*row).filter(|pair| !seen.contains(pair)).count();
+        let mut best: Option<(usize, Row)> = None;
+        for row in candidates() {
+            let gain = gain(&row);
+            if gain > best.map_or(0, |(most, _)| most) {
+                best = Some((gain, row));
+            }
+        }
+        let Some((_, row)) = best else { return chosen };
+        seen.extend(pairs(row));
+        chosen.push(row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_pair_is_covered_and_no_row_is_wasted() {
+        let chosen = cover();
+        let seen: BTreeSet<_> = chosen.iter().flat_map(|row| pairs(*row)).collect();
+        let all: BTreeSet<_> = candidates().into_iter().flat_map(pairs).collect();
+        assert_eq!(seen, all);
+        // Kernels times depths is the least that can be.
+        assert!((9..=10).contains(&chosen.len()), "{} rows: {chosen:?}", chosen.len());
+        assert_eq!(chosen, cover(), "the cover must be the same in every run");
+        for left_out in 0..chosen.len() {
+            let fewer: BTreeSet<_> = chosen
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i != left_out)
+                .flat_map(|(_, row)| pairs(*row))
+                .collect();
+            assert_ne!(fewer, all, "row {left_out} adds nothing");
+        }
+    }
+
+    #[test]
+    fn full_is_all_twelve_on_each_kernel_and_one_on_the_newest() {
+        for kernel in KERNELS {
+            assert_eq!(cells(kernel, true).len(), 12);
+            let few = cells(kernel, false);
+            assert!((3..=4).contains(&few.len()), "{kernel}: {few:?}");
+        }
+        assert_eq!(cells("7.3", false).len(), 1);
+        assert!(cells("6.1", true).is_empty());
+    }
+
+    #[test]
+    fn a_name_is_read_back_as_it_was_written() {
+        for full in [false, true] {
+            for cell in cells("6.18", full) {
+                assert_eq!(cell.to_string().parse(), Ok(cell));
+            }
+        }
+        for wrong in ["cell/ram/q1", "cell/ram/q1/d1/x", "cell/tape/q1/d1", "life/ids", "cell/ram/1/1"] {
+            assert!(wrong.parse::<Cell>().is_err(), "{wrong}");
+        }
+    }
+}

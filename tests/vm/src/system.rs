@@ -1,0 +1,153 @@
+//! What is on this host: everything a test could leave behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::{blockhaus, home, procfs};
+
+/// A picture of the host, to compare with a later one. Names, so that a difference explains itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    things: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+impl Snapshot {
+    pub fn take() -> Self {
+        let mut things = BTreeMap::new();
+        things.insert("device", devices());
+        things.insert("process", processes());
+        things.insert("file", listing(&blockhaus::run_dir()));
+        things.insert("loop device", loops());
+        things.insert("mount", mounts());
+        things.insert("lock", locks());
+        let (descriptors, mappings) = users();
+        things.insert("descriptor", descriptors);
+        things.insert("mapping", mappings);
+        Self { things }
+    }
+
+    /// What is there now and was not before, one line each.
+    pub fn since(&self, before: &Self) -> Vec<String> {
+        let none = BTreeSet::new();
+        self.things
+            .iter()
+            .flat_map(|(kind, now)| {
+                let before = before.things.get(kind).unwrap_or(&none);
+                now.difference(before).map(move |thing| format!("{kind} {thing}"))
+            })
+            .collect()
+    }
+
+    /// No device of ublk at all: whatever appears later is ours.
+    pub fn has_no_devices(&self) -> bool {
+        self.things.get("device").is_none_or(BTreeSet::is_empty)
+    }
+}
+
+/// What is more than `before`, after waiting a little for it to go.
+pub fn leftovers(before: &Snapshot, grace: Duration) -> Vec<String> {
+    let deadline = Instant::now() + grace;
+    loop {
+        let more = Snapshot::take().since(before);
+        if more.is_empty() || Instant::now() >= deadline {
+            return more;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn listing(dir: &Path) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return BTreeSet::new() };
+    entries.flatten().map(|entry| entry.path().display().to_string()).collect()
+}
+
+fn devices() -> BTreeSet<String> {
+    let nodes = listing(Path::new("/dev")).into_iter().filter(|path| {
+        let digits = path.strip_prefix("/dev/ublkb").or_else(|| path.strip_prefix("/dev/ublkc"));
+        digits.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    });
+    let disks = listing(Path::new("/sys/class/block")).into_iter().filter(|path| path.contains("/ublkb"));
+    nodes.chain(disks).chain(listing(Path::new("/sys/class/ublk-char"))).collect()
+}
+
+/// Processes of blockhaus and of the examples.
+pub fn servers() -> Vec<u32> {
+    let ours = blockhaus::binary();
+    let examples = Path::new("/payload/examples");
+    procfs::pids()
+        .into_iter()
+        .filter(|&pid| procfs::exe(pid).is_some_and(|exe| exe == ours || exe.starts_with(examples)))
+        .collect()
+}
+
+fn processes() -> BTreeSet<String> {
+    servers()
+        .into_iter()
+        .map(|pid| {
+            let stat = procfs::stat(&format!("/proc/{pid}/stat"));
+            let (comm, state) = stat.map_or_else(|| ("?".into(), '?'), |stat| (stat.comm, stat.state));
+            format!("{pid} ({comm}, state {state})")
+        })
+        .collect()
+}
+
+/// Loop devices in use, with what is behind them.
+pub fn loops() -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir("/sys/block") else { return BTreeSet::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let behind = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+            Some(format!("/dev/{} {}", entry.file_name().to_str()?, behind.trim()))
+        })
+        .collect()
+}
+
+fn mounts() -> BTreeSet<String> {
+    let ours =
+        |mount: &procfs::Mount| mount.target.starts_with(home::scratch()) || mount.source.contains("/ublkb");
+    procfs::mounts()
+        .iter()
+        .filter(|mount| ours(mount))
+        .map(|mount| mount.target.display().to_string())
+        .collect()
+}
+
+/// Locks on files, by device and inode: lines of /proc/locks without number and owner.
+fn locks() -> BTreeSet<String> {
+    let text = fs::read_to_string("/proc/locks").unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().filter(|word| *word != "->").collect();
+            Some(format!("{} {} {}", words.get(1)?, words.get(3)?, words.get(5)?))
+        })
+        .collect()
+}
+
+/// Descriptors and mappings, system-wide, of rings and of ublk's devices.
+fn users() -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut descriptors, mut mappings) = (BTreeSet::new(), BTreeSet::new());
+    let telling = |text: &str| text.contains("/dev/ublk") || text.contains("[io_uring]");
+    for pid in procfs::pids() {
+        if let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) {
+            for entry in entries.flatten() {
+                let Ok(target) = fs::read_link(entry.path()) else { continue };
+                let target = target.to_string_lossy().into_owned();
+                if telling(&target) {
+                    descriptors.insert(format!(
+                        "{} of process {pid}: {target}",
+                        entry.file_name().to_string_lossy()
+                    ));
+                }
+            }
+        }
+        if let Ok(maps) = fs::read_to_string(format!("/proc/{pid}/maps")) {
+            for line in maps.lines().filter(|line| telling(line)) {
+                mappings.insert(format!("in process {pid}: {line}"));
+            }
+        }
+    }
+    (descriptors, mappings)
+}
