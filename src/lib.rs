@@ -1,1 +1,22 @@
-//! blockhaus
+//! blockhaus: a block device server for Linux.
+//!
+//! Arrows point one way:
+//!
+//! ```text
+//! cli → server → stack → engine → queue → backend (the trait) ← backend::{null, ram, file, …}
+//!                                             ↓
+//!                                  port → payload → io → uapi
+//! ```
+//!
+//! To plug in storage of your own, implement [`backend::blocking::BlockDevice`] (plain methods that
+//! may block) or [`backend::Backend`] (asynchronous, on the queue's own io_uring).
+
+pub mod backend;
+pub mod engine;
+pub mod error;
+pub mod holders;
+pub mod io;
+pub mod payload;
+pub mod port;
+pub mod queue;
+pub mod sandbox;

@@ -1,0 +1,261 @@
+//! Opening a file as a disk: what it is, how it is opened, who else has it, what it can do.
+
+use std::fs::{self, File as StdFile, Metadata};
+use std::path::Path;
+
+use super::{Direct, File, Options};
+use crate::error::{Error, Kind, Result};
+use crate::holders;
+use crate::io::{Capabilities, Errno, Geometry};
+use crate::port::file::{self, DirectAlignment, FileKind, How};
+
+/// A file that was created and is taken away again, unless it is kept.
+struct Created<'a>(Option<&'a Path>);
+
+impl Drop for Created<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            // Made a moment ago; if it cannot be removed, the error on its way says more.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// A file that was opened and locked, and whether past the page cache.
+struct Opened {
+    file: StdFile,
+    direct: Option<DirectAlignment>,
+}
+
+pub(super) fn open(options: &Options) -> Result<File> {
+    let path = options.path.as_path();
+    let mut notes = Vec::new();
+    let mut created = create_if_asked(options)?;
+    let metadata = fs::metadata(path).map_err(|error| {
+        let error = failed(path, error);
+        match error.kind() {
+            Kind::NotFound => error.cure(format!("to create it, say how large: file:{},size=10G", path.display())),
+            _ => error,
+        }
+    })?;
+    let kind = check_kind(path, &metadata)?;
+    let Opened { file, direct } = open_locked(options, kind, &mut notes)?;
+    let size = settle_size(&file, options, kind, created.0.is_some(), &mut notes)?;
+    let logical_block_size = options.block_size.unwrap_or(direct.map_or(512, |needed| needed.offset.max(512)));
+    check_size(path, size, logical_block_size)?;
+
+    let physical = match kind {
+        FileKind::BlockDevice => file::block_sizes(&file).map_err(|error| failed(path, error))?.1,
+        _ => 4096,
+    };
+    let discard_granularity = match discard_granularity(&file, &metadata, kind, size) {
+        Some(granularity) if !options.read_only => granularity.max(logical_block_size),
+        _ => 0,
+    };
+    let mut capabilities = Capabilities::empty();
+    if !options.read_only {
+        capabilities |= Capabilities::WRITE
+            | Capabilities::VOLATILE_CACHE
+            | Capabilities::FUA
+            | Capabilities::WRITE_ZEROES;
+        match discard_granularity {
+            0 => notes.push("file: no discard, since no holes can be punched there".into()),
+            _ => capabilities |= Capabilities::DISCARD | Capabilities::DISCARD_ZEROES,
+        }
+    }
+    if file::queue_limit(&metadata, "rotational") == Some(1) {
+        capabilities |= Capabilities::ROTATIONAL;
+    }
+    let geometry = Geometry {
+        logical_block_size,
+        physical_block_size: physical.max(logical_block_size),
+        memory_alignment: direct.map_or(1, |needed| needed.memory),
+        discard_granularity,
+        ..Geometry::plain(size)
+    };
+    created.0 = None;
+    Ok(File { file, path: path.to_path_buf(), geometry, capabilities, notes })
+}
+
+fn what(path: &Path) -> String {
+    format!("cannot use {} as a disk", path.display())
+}
+
+fn failed(path: &Path, error: impl Into<std::io::Error>) -> Error {
+    let error = Error::system(what(path), error);
+    match error.kind() {
+        Kind::Permission => error.cure("run as a user who may, or attach with --read-only"),
+        _ => error,
+    }
+}
+
+/// With `size=` a file that is not there is made. The guard removes it again unless it is kept.
+fn create_if_asked(options: &Options) -> Result<Created<'_>> {
+    let path = options.path.as_path();
+    let Some(size) = options.size else { return Ok(Created(None)) };
+    if size == 0 {
+        return Err(Error::invalid(what(path), "size=0 is no disk").cure("give a size such as size=10G"));
+    }
+    if options.read_only || path.exists() {
+        return Ok(Created(None));
+    }
+    let how = How { write: true, create: true, ..How::default() };
+    let file = file::open(path, how).map_err(|error| failed(path, error))?;
+    let created = Created(Some(path));
+    file.set_len(size).map_err(|error| {
+        Error::system(format!("cannot make {} {size} bytes large", path.display()), error)
+            .cure("give a smaller size, or a file system that takes files that large")
+    })?;
+    Ok(created)
+}
+
+fn check_kind(path: &Path, metadata: &Metadata) -> Result<FileKind> {
+    match file::kind(metadata) {
+        FileKind::Directory => Err(Error::invalid(what(path), "it is a directory")
+            .cure(format!("name a file in it, such as file:{}/disk.img,size=10G", path.display()))),
+        FileKind::Other => Err(Error::invalid(what(path), "it is neither a regular file nor a block device")
+            .cure("name one that is")),
+        kind => Ok(kind),
+    }
+}
+
+/// Past the page cache where that is wanted and can be had, and locked.
+fn open_locked(options: &Options, kind: FileKind, notes: &mut Vec<String>) -> Result<Opened> {
+    let path = options.path.as_path();
+    let why = match options.direct {
+        Direct::No => "as asked for (direct=no)".to_string(),
+        Direct::Auto | Direct::Yes => match try_direct(options, kind)? {
+            Ok(opened) => {
+                notes.push("file: direct I/O, past the page cache".into());
+                return Ok(opened);
+            }
+            Err(why) if options.direct == Direct::Yes => {
+                return Err(Error::new(Kind::Unsupported, what(path), why).cure("leave direct=yes away"));
+            }
+            Err(why) => format!("since {why}"),
+        },
+    };
+    notes.push(format!("file: through the page cache, {why}"));
+    let file = file::open(path, how(options, kind, false)).map_err(|error| open_failed(options, kind, error))?;
+    lock(&file, options)?;
+    Ok(Opened { file, direct: None })
+}
+
+/// The inner error says why direct I/O cannot be had.
+fn try_direct(options: &Options, kind: FileKind) -> Result<Result<Opened, String>> {
+    let path = options.path.as_path();
+    let file = match file::open(path, how(options, kind, true)) {
+        Ok(file) => file,
+        Err(error) if Errno::from_io(&error) == Some(Errno::EINVAL) => {
+            return Ok(Err("its file system does not take direct I/O".into()));
+        }
+        Err(error) => return Err(open_failed(options, kind, error)),
+    };
+    lock(&file, options)?;
+    match file::direct_alignment(&file).map_err(|error| failed(path, error))? {
+        None => Ok(Err("its file system does not take direct I/O on it".into())),
+        Some(needed) if options.block_size.is_some_and(|block_size| needed.offset > block_size) => {
+            let wanted = options.block_size.unwrap_or_default();
+            Ok(Err(format!("direct I/O on it needs blocks of {} bytes, not {wanted}", needed.offset)))
+        }
+        Some(needed) => Ok(Ok(Opened { file, direct: Some(needed) })),
+    }
+}
+
+fn how(options: &Options, kind: FileKind, direct: bool) -> How {
+    let exclusive = kind == FileKind::BlockDevice && !options.read_only;
+    How { write: !options.read_only, direct, create: false, exclusive }
+}
+
+fn open_failed(options: &Options, kind: FileKind, error: std::io::Error) -> Error {
+    let path = options.path.as_path();
+    if kind == FileKind::BlockDevice && Errno::from_io(&error) == Some(Errno::EBUSY) {
+        let holders: Vec<String> = holders::holders(path).iter().map(ToString::to_string).collect();
+        let why = match holders.is_empty() {
+            true => "it is in use: mounted, swapped to, or held by another device".to_string(),
+            false => format!("it is in use: {}", holders.join(", ")),
+        };
+        return Error::new(Kind::Busy, what(path), why).cure("release it first, or attach with --read-only");
+    }
+    failed(path, error)
+}
+
+/// A writer is alone; readers share.
+fn lock(file: &StdFile, options: &Options) -> Result<()> {
+    let path = options.path.as_path();
+    match file::try_lock(file, !options.read_only) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let why = match options.read_only {
+                true => "another process has it locked to write to it",
+                false => "another process has it locked, attached already perhaps",
+            };
+            Err(Error::new(Kind::Busy, what(path), why)
+                .cure("see `blockhaus list` and detach it there, or attach both with --read-only"))
+        }
+        Err(error) => Err(Error::system(format!("cannot lock {}", path.display()), error)),
+    }
+}
+
+/// The disk's size, after `size=` made the file larger if it had to.
+fn settle_size(
+    file: &StdFile,
+    options: &Options,
+    kind: FileKind,
+    created: bool,
+    notes: &mut Vec<String>,
+) -> Result<u64> {
+    let path = options.path.as_path();
+    let size = file::size(file).map_err(|error| failed(path, error))?;
+    let as_it_is = "leave size= away to use it as it is";
+    match options.size {
+        Some(wanted) if wanted < size => {
+            let why = format!("it has {size} bytes already, and size={wanted} would shrink it");
+            Err(Error::invalid(what(path), why).cure(as_it_is))
+        }
+        Some(wanted) if wanted > size && (kind == FileKind::BlockDevice || options.read_only) => {
+            let why = format!("it has {size} bytes and cannot be made {wanted} large");
+            Err(Error::invalid(what(path), why).cure(as_it_is))
+        }
+        Some(wanted) if wanted > size => {
+            file.set_len(wanted).map_err(|error| {
+                Error::system(format!("cannot make {} {wanted} bytes large", path.display()), error)
+            })?;
+            notes.push(format!("file: made larger, from {size} to {wanted} bytes"));
+            Ok(wanted)
+        }
+        _ => {
+            if created {
+                notes.push(format!("file: created {}, {size} bytes, sparse", path.display()));
+            }
+            Ok(size)
+        }
+    }
+}
+
+fn check_size(path: &Path, size: u64, block_size: u32) -> Result<()> {
+    let block = u64::from(block_size);
+    if size == 0 {
+        return Err(Error::invalid(what(path), "it is empty, its size is 0")
+            .cure(format!("say how large the disk is to be: file:{},size=10G", path.display())));
+    }
+    if size % block != 0 {
+        let next = size.next_multiple_of(block);
+        let why = format!("its {size} bytes are no multiple of the block size {block}");
+        return Err(Error::invalid(what(path), why)
+            .cure(format!("make it larger with size={next}, or give a smaller --block-size")));
+    }
+    Ok(())
+}
+
+/// Unit of a discard, `None` where there is none to be had.
+fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, size: u64) -> Option<u32> {
+    match kind {
+        FileKind::BlockDevice => {
+            let longest = file::queue_limit(metadata, "discard_max_bytes").unwrap_or(0);
+            let unit = file::queue_limit(metadata, "discard_granularity").and_then(|unit| u32::try_from(unit).ok());
+            unit.filter(|_| longest > 0)
+        }
+        _ => file::can_punch_holes(file, size).then_some(4096),
+    }
+}

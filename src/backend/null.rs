@@ -1,0 +1,62 @@
+//! `null:SIZE`: answers everything and stores nothing. For benchmarks: contents are undefined.
+
+use crate::backend::{Backend, Queue, QueueContext};
+use crate::error::Result;
+use crate::io::{Capabilities, Geometry, Io, IoResult};
+use crate::payload::Payload;
+
+/// A disk without contents. A read returns whatever the slot's buffer last held, which is memory
+/// of this device and of nothing else.
+#[derive(Debug)]
+pub struct Null {
+    geometry: Geometry,
+}
+
+impl Null {
+    /// A disk of `size` bytes in blocks of `block_size`.
+    pub fn new(size: u64, block_size: u32) -> Null {
+        Null {
+            geometry: Geometry {
+                logical_block_size: block_size,
+                physical_block_size: block_size.max(4096),
+                discard_granularity: block_size,
+                ..Geometry::plain(size)
+            },
+        }
+    }
+}
+
+/// Nothing to hold.
+#[derive(Debug)]
+pub struct NullQueue;
+
+impl Backend for Null {
+    type Queue = NullQueue;
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::WRITE | Capabilities::DISCARD
+    }
+
+    fn open_queue(&self, _context: &QueueContext<'_>) -> Result<NullQueue> {
+        Ok(NullQueue)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        vec!["null: contents are undefined, use it for benchmarks only".into()]
+    }
+}
+
+impl Queue for NullQueue {
+    #[inline]
+    fn serve_now(&self, _io: &Io, _payload: &mut Payload<'_>) -> Option<IoResult> {
+        Some(Ok(()))
+    }
+
+    async fn serve(&self, _io: Io, _payload: Payload<'_>) -> IoResult {
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+//! Engines: each turns the outside's requests into [`Io`](crate::io::Io)s for a stack. None names
+//! a backend.
+
+pub mod ublk;

@@ -1,0 +1,23 @@
+//! The ublk engine: a real block device, `/dev/ublkbN`, served by this process.
+//!
+//! [`Device::start`] walks the states added → queues parked → live; [`Device::stop`] and
+//! [`Device::finish`] the way back. The kernel's side of all this is `Documentation/block/ublk.rst`
+//! and `drivers/block/ublk_drv.c`.
+
+pub mod availability;
+pub mod control;
+mod descriptors;
+mod device;
+mod params;
+mod per_tag;
+mod queue_thread;
+pub mod report;
+
+pub use device::{Device, Options};
+pub use report::{Memory, QueueThread, Report};
+
+/// Requests in flight per queue, unless somebody says otherwise.
+pub const DEFAULT_DEPTH: u16 = 128;
+
+/// Longest read or write in bytes: what each slot's buffer holds.
+pub const MAX_IO_SIZE: u32 = 256 << 10;

@@ -1,0 +1,409 @@
+//! The life of a device: added → queues parked → live → stopping → drained → deleted.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_DEV_ID};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::control::Control;
+use super::queue_thread::Seat;
+use super::report::{Memory, QueueThread, Report};
+use super::{MAX_IO_SIZE, params};
+use crate::error::{Error, Kind, Result};
+use crate::io::Capabilities;
+use crate::port::clock::{Duration, Instant, sleep};
+use crate::port::remote::Remote;
+use crate::port::system::{cpu_count, page_size};
+use crate::port::thread::{self, JoinHandle};
+use crate::queue::Stack;
+
+/// How long a device node may take to appear, and udev to let go of it.
+const NODE_WAIT: Duration = Duration::from_secs(10);
+/// How long a queue thread may take to make its buffers and its ring.
+const SEAT_WAIT: Duration = Duration::from_secs(60);
+/// How long a stop right after a start is tried again, while the kernel still reads partitions.
+const SCAN_WAIT: Duration = Duration::from_secs(3);
+/// Pause between two tries.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// What a person may choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// N of /dev/ublkbN; the kernel chooses where none is given.
+    pub id: Option<u32>,
+    /// Queues, at most one a processor.
+    pub queues: u16,
+    /// Requests in flight per queue, 1 to 4096.
+    pub depth: u16,
+    /// Whether the kernel looks for partitions at the start.
+    pub partition_scan: bool,
+}
+
+/// A device that is live, served by threads of this process.
+#[derive(Debug)]
+pub struct Device {
+    added: Added,
+    features: Features,
+    report: Report,
+}
+
+/// What has to be undone, in this order: stop, join, close, delete.
+struct Added {
+    control: Control,
+    info: CtrlDevInfo,
+    node: Option<Arc<File>>,
+    queues: Vec<QueueHandle>,
+    stack: Arc<dyn Stack>,
+    stopped: bool,
+    gone: bool,
+}
+
+impl std::fmt::Debug for Added {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Added").field("info", &self.info).field("stopped", &self.stopped).finish_non_exhaustive()
+    }
+}
+
+struct QueueHandle {
+    thread: Option<JoinHandle<()>>,
+    remote: Arc<Remote>,
+    /// Why it ended, once it has.
+    ended: Arc<Mutex<Option<Result<(), String>>>>,
+}
+
+impl QueueHandle {
+    fn failure(&self) -> Option<String> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|end| end.clone().err())
+    }
+}
+
+impl Device {
+    /// Makes and starts a device; returns when its disk can be opened. `added` is told the id as
+    /// soon as there is one. When it fails, nothing is left behind.
+    pub fn start(
+        stack: Arc<dyn Stack>,
+        options: &Options,
+        added: &mut dyn FnMut(u32) -> Result<()>,
+    ) -> Result<Device> {
+        check(options)?;
+        let parameters = params::params(&stack.geometry(), stack.capabilities(), MAX_IO_SIZE)?;
+        let control = Control::open()?;
+        let features = control.features()?;
+        let mut notes = stack.notes();
+        let wanted = wanted(options, features, &mut notes);
+        let info = add(&control, wanted)?;
+        let mut device =
+            Added { control, info, node: None, queues: Vec::new(), stack, stopped: false, gone: false };
+        added(info.dev_id)?;
+        if info.nr_hw_queues != options.queues || info.queue_depth != options.depth {
+            notes.push(format!(
+                "the kernel gave {} queues of depth {} instead of {} of {}",
+                info.nr_hw_queues, info.queue_depth, options.queues, options.depth
+            ));
+        }
+        device.control.set_params(info.dev_id, parameters)?;
+        let seats = device.seat_queues()?;
+        device.go_live()?;
+        let report = device.report(features, seats, notes);
+        Ok(Device { added: device, features, report })
+    }
+
+    /// N of /dev/ublkbN.
+    pub fn id(&self) -> u32 {
+        self.added.info.dev_id
+    }
+
+    /// The disk.
+    pub fn path(&self) -> PathBuf {
+        block_path(self.id())
+    }
+
+    /// What it is, at this moment.
+    pub fn report(&self) -> Report {
+        let mut report = self.report.clone();
+        report.memory.backend = self.added.stack.memory_used();
+        report
+    }
+
+    /// Takes the disk away; the queues go on serving meanwhile, and dirty pages reach the backend.
+    /// With `only_if_idle` it is refused (Busy) while somebody has the disk open, by the kernel
+    /// where it can (7.0), else by whoever looked before.
+    pub fn stop(&self, only_if_idle: bool) -> Result<()> {
+        let control = &self.added.control;
+        if !only_if_idle || !self.features.contains(Features::SAFE_STOP_DEV) {
+            return control.stop(self.id());
+        }
+        // The kernel itself has the disk open while it reads partitions, and udev right after.
+        let until = Instant::now() + SCAN_WAIT;
+        loop {
+            match control.try_stop(self.id()) {
+                Err(error) if error.kind() == Kind::Busy && Instant::now() < until => sleep(RETRY),
+                result => return result,
+            }
+        }
+    }
+
+    /// Why a queue ended by itself, if one did: the device is of no use then.
+    pub fn failure(&self) -> Option<String> {
+        self.added.failure()
+    }
+
+    /// After [`stop`](Self::stop): waits for the queue threads, deletes the device and closes the
+    /// backend, which makes everything durable.
+    pub fn finish(mut self) -> Result<()> {
+        self.added.stopped = true;
+        self.added.take_down()
+    }
+}
+
+fn check(options: &Options) -> Result<()> {
+    let what = "cannot make a ublk device";
+    if options.depth == 0 || options.depth > MAX_QUEUE_DEPTH {
+        let why = format!("a depth of {} is outside 1 to {MAX_QUEUE_DEPTH}", options.depth);
+        return Err(Error::invalid(what, why).cure("give --depth 128"));
+    }
+    let cpus = cpu_count();
+    if options.queues == 0 || options.queues > cpus {
+        let why = format!("{} queues on a machine of {cpus} processors", options.queues);
+        return Err(Error::invalid(what, why).cure(format!("give --queues from 1 to {cpus}")));
+    }
+    Ok(())
+}
+
+fn wanted(options: &Options, features: Features, notes: &mut Vec<String>) -> CtrlDevInfo {
+    let mut flags = Features::CMD_IOCTL_ENCODE;
+    if !options.partition_scan {
+        if features.contains(Features::NO_AUTO_PART_SCAN) {
+            flags |= Features::NO_AUTO_PART_SCAN;
+        } else {
+            notes.push("this kernel looks for partitions all the same; --no-partition-scan needs 7.0".into());
+        }
+    }
+    CtrlDevInfo {
+        nr_hw_queues: options.queues,
+        queue_depth: options.depth,
+        max_io_buf_bytes: MAX_IO_SIZE.max(page_size() as u32),
+        dev_id: options.id.unwrap_or(NEW_DEV_ID),
+        ublksrv_pid: -1,
+        flags,
+        ..CtrlDevInfo::default()
+    }
+}
+
+fn add(control: &Control, wanted: CtrlDevInfo) -> Result<CtrlDevInfo> {
+    let id = wanted.dev_id;
+    control.add(wanted).map_err(|error| match (error.kind(), id) {
+        (io::ErrorKind::AlreadyExists, _) => {
+            Error::new(Kind::Busy, format!("cannot make ublk device {id}"), format!("id {id} is in use"))
+                .cure("leave --id away, or see `blockhaus list` for what is taken")
+        }
+        (io::ErrorKind::PermissionDenied, _) => Error::system("cannot make a ublk device", error).cure("run as root"),
+        (_, NEW_DEV_ID) => Error::system("cannot make a ublk device", error).cure("dmesg may say more"),
+        _ => Error::system(format!("cannot make ublk device {id}"), error)
+            .cure("leave --id away to let the kernel choose"),
+    })
+}
+
+impl Added {
+    fn id(&self) -> u32 {
+        self.info.dev_id
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.queues.iter().find_map(QueueHandle::failure)
+    }
+
+    /// Opens the character device and starts a thread for each queue; returns when all are ready.
+    fn seat_queues(&mut self) -> Result<Vec<QueueThread>> {
+        let node = Arc::new(open_node(&PathBuf::from(format!("/dev/ublkc{}", self.id())))?);
+        self.node = Some(node.clone());
+        let (tell, told) = bounded(usize::from(self.info.nr_hw_queues));
+        for queue in 0..self.info.nr_hw_queues {
+            let affinity = self.control.queue_affinity(self.id(), queue)?;
+            let remote = Remote::new(self.info.queue_depth)
+                .map_err(|error| Error::system(format!("cannot make queue {queue}"), error))?;
+            let seat = Seat {
+                device: node.clone(),
+                stack: self.stack.clone(),
+                queue,
+                depth: self.info.queue_depth,
+                max_io_size: self.info.max_io_buf_bytes,
+                descriptor_size: self.descriptor_size(),
+                affinity,
+                remote: remote.clone(),
+            };
+            self.queues.push(start_thread(self.id(), seat, remote, tell.clone())?);
+        }
+        drop(tell);
+        self.wait_for_seats(&told)
+    }
+
+    /// Bytes of a descriptor: the driver says so where it can be other than it always was.
+    fn descriptor_size(&self) -> usize {
+        match self.info.flags.contains(Features::IO_DESC_SIZE) {
+            true => usize::from(self.info.io_desc_size),
+            false => size_of::<IoDesc>(),
+        }
+    }
+
+    fn wait_for_seats(&self, told: &Receiver<QueueThread>) -> Result<Vec<QueueThread>> {
+        let mut seats = Vec::new();
+        let until = Instant::now() + SEAT_WAIT;
+        while seats.len() < self.queues.len() {
+            match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(seat) => seats.push(seat),
+                Err(RecvTimeoutError::Timeout) => {
+                    let why = format!("its queues were not ready within {} s", SEAT_WAIT.as_secs());
+                    return Err(Error::new(Kind::Deadline, self.cannot_start(), why));
+                }
+                // Every thread has either told or ended, and one has not told.
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended_early()),
+            }
+        }
+        seats.sort_by_key(|seat: &QueueThread| seat.queue);
+        Ok(seats)
+    }
+
+    fn cannot_start(&self) -> String {
+        format!("cannot start ublk device {}", self.id())
+    }
+
+    fn ended_early(&self) -> Error {
+        let why = self.failure().unwrap_or_else(|| "a queue ended".into());
+        Error::new(Kind::Failed, self.cannot_start(), why)
+    }
+
+    /// START_DEV, and then until the disk can be opened.
+    fn go_live(&mut self) -> Result<()> {
+        let mut failed = false;
+        let started = self.control.start(self.id(), process::id(), &mut || {
+            failed = self.failure().is_some();
+            failed
+        });
+        match started {
+            Err(_) if failed => return Err(self.ended_early()),
+            other => other?,
+        }
+        let block = block_path(self.id());
+        wait_for(&block, &mut || {
+            // Opened and closed at once: what matters is that it can be.
+            OpenOptions::new().read(true).open(&block).map(drop)
+        })
+    }
+
+    fn report(&self, features: Features, queue_threads: Vec<QueueThread>, notes: Vec<String>) -> Report {
+        let geometry = self.stack.geometry();
+        let (queues, depth) = (self.info.nr_hw_queues, self.info.queue_depth);
+        let slot = (self.info.max_io_buf_bytes as usize).next_multiple_of(page_size()) as u64;
+        let names = |features: Features| features.iter_names().map(|(name, _)| name.to_string()).collect();
+        Report {
+            engine: "ublk".into(),
+            data_path: "copy".into(),
+            data_path_reason: "the driver copies between the request's pages and the queue's buffers".into(),
+            queues,
+            depth,
+            block_size: geometry.logical_block_size,
+            size: geometry.size,
+            max_io_size: self.info.max_io_buf_bytes,
+            read_only: !self.stack.capabilities().contains(Capabilities::WRITE),
+            features: names(features),
+            flags: names(self.info.flags),
+            memory: Memory {
+                locked_buffers: slot * u64::from(queues) * u64::from(depth),
+                backend: self.stack.memory_used(),
+            },
+            queue_threads,
+            notes,
+        }
+    }
+
+    /// Undoes everything, as far as it was done. The first error is told, the rest is done all the same.
+    fn take_down(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.gone, true) {
+            return Ok(());
+        }
+        let stopped = if self.stopped { Ok(()) } else { self.control.stop(self.id()) };
+        for queue in &mut self.queues {
+            // A stop gave all tags back, and the thread ends by itself; without one it is told.
+            queue.remote.stop();
+            if let Some(thread) = queue.thread.take() {
+                // A panic aborts the process, so that there is none to report here.
+                let _ = thread.join();
+            }
+        }
+        let failed = self.failure();
+        self.node = None;
+        let closed = self.stack.close();
+        let deleted = self.control.delete(self.id());
+        stopped.and(closed).and(deleted)?;
+        match failed {
+            Some(why) => Err(Error::new(Kind::Failed, format!("ublk device {} failed", self.id()), why)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Added {
+    fn drop(&mut self) {
+        // Whoever drops it is on the way out with an error of its own.
+        let _ = self.take_down();
+    }
+}
+
+fn start_thread(id: u32, seat: Seat, remote: Arc<Remote>, tell: Sender<QueueThread>) -> Result<QueueHandle> {
+    let ended = Arc::new(Mutex::new(None));
+    let (queue, end) = (seat.queue, ended.clone());
+    let body = move || {
+        let result = seat.serve(|report| drop(tell.send(report))).map_err(|error| error.to_string());
+        *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+    };
+    let thread = thread::spawn(format!("bh{id}-q{queue}"), body)
+        .map_err(|error| Error::system(format!("cannot start the thread of queue {queue}"), error))?;
+    Ok(QueueHandle { thread: Some(thread), remote, ended })
+}
+
+fn block_path(id: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/ublkb{id}"))
+}
+
+/// The character device appears a moment after ADD_DEV, and udev may have it open (EBUSY) or not
+/// yet have given it away (EACCES).
+fn open_node(path: &Path) -> Result<File> {
+    let mut opened = None;
+    wait_for(path, &mut || {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        if !file.metadata()?.file_type().is_char_device() {
+            return Err(io::Error::other("it is no character device"));
+        }
+        opened = Some(file);
+        Ok(())
+    })?;
+    opened.ok_or_else(|| Error::new(Kind::Failed, format!("cannot open {}", path.display()), "it did not appear"))
+}
+
+fn wait_for(path: &Path, attempt: &mut dyn FnMut() -> io::Result<()>) -> Result<()> {
+    use io::ErrorKind::{NotFound, PermissionDenied, ResourceBusy};
+    let until = Instant::now() + NODE_WAIT;
+    loop {
+        match attempt() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() < until && matches!(error.kind(), NotFound | PermissionDenied | ResourceBusy) => {
+                sleep(RETRY);
+            }
+            // ENXIO: the node is there before its disk.
+            Err(error) if Instant::now() < until && error.raw_os_error() == Some(6) => sleep(RETRY),
+            Err(error) => {
+                let cure = match error.kind() {
+                    NotFound => "is /dev a devtmpfs, or does udev run here?",
+                    _ => "something else has it open; see `fuser`",
+                };
+                return Err(Error::system(format!("cannot open {}", path.display()), error).cure(cure));
+            }
+        }
+    }
+}

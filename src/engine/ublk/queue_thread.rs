@@ -1,0 +1,72 @@
+//! One thread a queue: pinned, its memory near, its ring its own.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use super::descriptors::Descriptors;
+use super::per_tag::PerTag;
+use super::report::QueueThread;
+use crate::backend::QueueContext;
+use crate::error::{Error, Result};
+use crate::port::remote::Remote;
+use crate::port::ring::Ring;
+use crate::port::thread::{self, CpuMask};
+use crate::queue::{Buffers, Stack};
+
+/// What a thread needs to serve a queue.
+pub(super) struct Seat {
+    pub device: Arc<File>,
+    pub stack: Arc<dyn Stack>,
+    pub queue: u16,
+    pub depth: u16,
+    pub max_io_size: u32,
+    pub descriptor_size: usize,
+    pub affinity: CpuMask,
+    pub remote: Arc<Remote>,
+}
+
+impl Seat {
+    /// Serves the queue until its device is stopped. Calls `seated` once all is ready, before the
+    /// first request is asked for.
+    pub fn serve(self, seated: impl FnOnce(QueueThread)) -> Result<()> {
+        // Before the ring is made, so that the ring's kernel threads inherit it. Where it is not
+        // permitted, the flag read back below says so.
+        let _ = thread::become_io_flusher();
+        let what = |what: &str| format!("queue {}: {what}", self.queue);
+        let cpus = self.pin().map_err(|error| Error::system(what("cannot be pinned"), error))?;
+        thread::touch_stack();
+        let failed = |why: &'static str| move |error| Error::system(format!("queue {}: {why}", self.queue), error);
+        // Declared in this order, so that the ring is dropped before the memory it works on.
+        let descriptors = Descriptors::map(&self.device, self.queue, self.depth, self.descriptor_size)
+            .map_err(failed("cannot map the descriptors"))?;
+        let buffers = Buffers::new(self.depth, self.max_io_size).map_err(failed("no memory for the buffers"))?;
+        let ring = Ring::new(self.depth, self.remote.clone()).map_err(failed("cannot make an io_uring"))?;
+        // SAFETY: the ring and all its clones are gone before the buffers, by the order above and
+        // since the backend's queue, which has a clone, lives inside `Stack::serve`.
+        let registered = unsafe { buffers.register(&ring) };
+        let file = ring.register_file(self.device.as_raw_fd()).map_err(failed("cannot register the device"))?;
+        let tid = thread::current_id();
+        seated(QueueThread {
+            queue: self.queue,
+            tid,
+            cpus: cpus.to_string(),
+            io_flusher: thread::is_io_flusher(tid).unwrap_or(false),
+            ring_flags: ring.setup().split(' ').map(str::to_string).collect(),
+            registered_buffers: registered,
+        });
+        let context =
+            QueueContext { ring: &ring, index: self.queue, depth: self.depth, max_io_size: self.max_io_size };
+        let mut front = PerTag::new(file, self.queue, self.depth, &descriptors, &buffers);
+        self.stack.serve(&context, &buffers, &mut front)
+    }
+
+    /// Inside the mask that the kernel names for this queue, as far as this process may run there.
+    fn pin(&self) -> std::io::Result<CpuMask> {
+        let allowed = CpuMask::current()?;
+        let both = self.affinity.and(&allowed);
+        let cpus = if both.is_empty() { allowed } else { both };
+        cpus.pin()?;
+        Ok(cpus)
+    }
+}

@@ -1,0 +1,62 @@
+//! What a device says of itself, for `status` and scripts.
+
+use serde::{Deserialize, Serialize};
+
+/// A running device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// `ublk`.
+    pub engine: String,
+    /// How a request's bytes travel.
+    pub data_path: String,
+    /// Why that way.
+    pub data_path_reason: String,
+    /// Queues.
+    pub queues: u16,
+    /// Requests in flight per queue.
+    pub depth: u16,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Longest read or write in one request, in bytes.
+    pub max_io_size: u32,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+    /// What this kernel's driver offers.
+    pub features: Vec<String>,
+    /// What the driver granted this device.
+    pub flags: Vec<String>,
+    /// Memory.
+    pub memory: Memory,
+    /// The threads that serve it.
+    pub queue_threads: Vec<QueueThread>,
+    /// What was chosen and why, a line each.
+    pub notes: Vec<String>,
+}
+
+/// Memory of a device, in bytes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// The queues' buffers: queues × depth × longest request. Touched and locked.
+    pub locked_buffers: u64,
+    /// The contents, where they are in memory.
+    pub backend: Option<u64>,
+}
+
+/// A thread that serves a queue.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct QueueThread {
+    /// Which queue.
+    pub queue: u16,
+    /// The kernel's number of the thread.
+    pub tid: i32,
+    /// Where it may run.
+    pub cpus: String,
+    /// Whether the kernel treats it as an IO_FLUSHER, read back from /proc.
+    pub io_flusher: bool,
+    /// Its ring's set-up.
+    pub ring_flags: Vec<String>,
+    /// Whether its buffers are registered with the ring.
+    pub registered_buffers: bool,
+}

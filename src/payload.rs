@@ -1,0 +1,287 @@
+//! Slots own what the kernel may touch.
+//!
+//! A slot's buffer and the state of its operations in flight live here, below every task. A task
+//! borrows the buffer as a [`Payload`]; dropping the task at any moment is safe, because the slot
+//! still knows which ranges the kernel (or a worker thread) holds, refuses access to them, and is
+//! neither completed nor reused before the last of them has come back.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr::NonNull;
+
+use crate::io::Errno;
+
+/// How many operations one slot may have in flight; a task that starts more waits for one of its
+/// own to end.
+pub const OPERATIONS_PER_SLOT: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    InFlight,
+    /// In flight, and whoever started it is gone.
+    Orphaned,
+    Done(i32),
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: Cell<State>,
+    /// Addresses of the memory that the operation may touch; empty where it touches none.
+    memory: Cell<(usize, usize)>,
+}
+
+/// The operations in flight of one slot.
+#[derive(Debug)]
+pub struct SlotState {
+    entries: [Entry; OPERATIONS_PER_SLOT],
+    in_flight: Cell<usize>,
+}
+
+impl Default for SlotState {
+    fn default() -> SlotState {
+        SlotState {
+            entries: std::array::from_fn(|_| Entry {
+                state: Cell::new(State::Free),
+                memory: Cell::new((0, 0)),
+            }),
+            in_flight: Cell::new(0),
+        }
+    }
+}
+
+impl SlotState {
+    /// How many operations are still somewhere else: while it is not 0 the slot is not reused.
+    #[inline]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    /// Books an operation that may touch `memory`; `None` while all entries are taken.
+    #[inline]
+    pub(crate) fn begin(&self, memory: Range<usize>) -> Option<u8> {
+        let index = self.entries.iter().position(|entry| entry.state.get() == State::Free)?;
+        let entry = &self.entries[index];
+        entry.state.set(State::InFlight);
+        entry.memory.set((memory.start, memory.end));
+        self.in_flight.set(self.in_flight.get() + 1);
+        Some(index as u8)
+    }
+
+    /// The operation came back with `result`.
+    #[inline]
+    pub(crate) fn finish(&self, index: u8, result: i32) {
+        let entry = &self.entries[usize::from(index)];
+        match entry.state.get() {
+            State::InFlight => entry.state.set(State::Done(result)),
+            State::Orphaned => entry.state.set(State::Free),
+            State::Free | State::Done(_) => {
+                debug_assert!(false, "a completion without an operation in flight");
+                return;
+            }
+        }
+        self.in_flight.set(self.in_flight.get() - 1);
+    }
+
+    /// The result, once it is there; frees the entry.
+    #[inline]
+    pub(crate) fn take(&self, index: u8) -> Option<i32> {
+        let entry = &self.entries[usize::from(index)];
+        match entry.state.get() {
+            State::Done(result) => {
+                entry.state.set(State::Free);
+                Some(result)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whoever waited for the operation is gone.
+    #[inline]
+    pub(crate) fn abandon(&self, index: u8) {
+        let entry = &self.entries[usize::from(index)];
+        match entry.state.get() {
+            State::InFlight => entry.state.set(State::Orphaned),
+            State::Done(_) => entry.state.set(State::Free),
+            State::Free | State::Orphaned => {}
+        }
+    }
+
+    /// Whether an operation in flight may touch any of these addresses.
+    #[inline]
+    fn holds(&self, start: usize, end: usize) -> bool {
+        self.in_flight.get() != 0
+            && self.entries.iter().any(|entry| {
+                let (held_start, held_end) = entry.memory.get();
+                matches!(entry.state.get(), State::InFlight | State::Orphaned)
+                    && held_start < end
+                    && start < held_end
+            })
+    }
+}
+
+/// Access to the bytes of one request: all of its slot's buffer, or a part of it.
+///
+/// Not `Copy`: who has it is alone with these bytes, apart from operations in flight, and while
+/// one of those holds a byte of the range [`bytes`](Self::bytes) answers EBUSY.
+#[derive(Debug)]
+pub struct Payload<'s> {
+    start: NonNull<u8>,
+    len: usize,
+    state: &'s SlotState,
+    slot: u16,
+    registered: Option<u16>,
+    memory: PhantomData<&'s mut [u8]>,
+}
+
+/// Where a payload lies, for the port that hands it to the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub start: *mut u8,
+    pub len: usize,
+    pub slot: u16,
+    /// Index of the registered buffer that covers it.
+    pub registered: Option<u16>,
+}
+
+impl<'s> Payload<'s> {
+    /// The payload of `slot`.
+    ///
+    /// # Safety
+    /// `len` bytes from `start` are initialised, writable, and outlive every operation that
+    /// `state` has in flight; until the payload and all parts of it are gone nothing else makes a
+    /// reference to them.
+    pub(crate) unsafe fn new(
+        start: NonNull<u8>,
+        len: usize,
+        state: &'s SlotState,
+        slot: u16,
+        registered: Option<u16>,
+    ) -> Payload<'s> {
+        Payload { start, len, state, slot, registered, memory: PhantomData }
+    }
+
+    /// Length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes, to read. EBUSY while an operation in flight holds any of them.
+    #[inline]
+    pub fn bytes(&self) -> Result<&[u8], Errno> {
+        self.claim()?;
+        // SAFETY: `new` promised initialised memory that only this payload reaches; `claim` ruled
+        // out the operations in flight; the borrow of self keeps new ones from starting.
+        Ok(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) })
+    }
+
+    /// The bytes, to write. EBUSY while an operation in flight holds any of them.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> Result<&mut [u8], Errno> {
+        self.claim()?;
+        // SAFETY: as in `bytes`, and the borrow is exclusive.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) })
+    }
+
+    #[inline]
+    fn claim(&self) -> Result<(), Errno> {
+        let start = self.start.as_ptr() as usize;
+        if self.state.holds(start, start + self.len) { Err(Errno::EBUSY) } else { Ok(()) }
+    }
+
+    /// A part, borrowed. A range that is not inside becomes EINVAL.
+    #[inline]
+    pub fn part(&mut self, range: Range<usize>) -> Result<Payload<'_>, Errno> {
+        if range.start > range.end || range.end > self.len {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: start + range.start is inside the memory, or one past its end.
+        let start = unsafe { self.start.add(range.start) };
+        Ok(Payload { start, len: range.end - range.start, ..*self })
+    }
+
+    /// Two parts, so that a request can be split and its halves served at once.
+    pub fn split_at(self, middle: usize) -> Result<(Payload<'s>, Payload<'s>), Errno> {
+        if middle > self.len {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: middle is inside the memory, or one past its end.
+        let second = unsafe { self.start.add(middle) };
+        let len = self.len - middle;
+        Ok((Payload { len: middle, ..self }, Payload { start: second, len, ..self }))
+    }
+
+    #[inline]
+    pub(crate) fn place(&self) -> Place {
+        Place { start: self.start.as_ptr(), len: self.len, slot: self.slot, registered: self.registered }
+    }
+
+    /// The slot it belongs to.
+    #[inline]
+    pub fn slot(&self) -> u16 {
+        self.slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_payload(test: impl FnOnce(Payload<'_>, &SlotState)) {
+        let mut memory = vec![7u8; 4096];
+        let state = SlotState::default();
+        let start = NonNull::new(memory.as_mut_ptr()).expect("a vector has an address");
+        // SAFETY: the vector outlives the test and nothing else touches it.
+        test(unsafe { Payload::new(start, 4096, &state, 3, None) }, &state);
+    }
+
+    #[test]
+    fn bytes_that_the_kernel_holds_cannot_be_reached_even_when_the_waiter_is_gone() {
+        with_payload(|mut payload, state| {
+            let start = payload.place().start as usize;
+            let operation = state.begin(start + 512..start + 1024).expect("an entry is free");
+            state.abandon(operation);
+            assert_eq!(payload.bytes().unwrap_err(), Errno::EBUSY);
+            assert_eq!(payload.part(0..512).and_then(|part| part.bytes().map(<[u8]>::len)), Ok(512));
+            assert_eq!(payload.part(1023..1024).unwrap().bytes_mut().unwrap_err(), Errno::EBUSY);
+            state.finish(operation, 512);
+            assert_eq!(state.in_flight(), 0);
+            assert_eq!(payload.bytes().map(<[u8]>::len), Ok(4096));
+        });
+    }
+
+    #[test]
+    fn a_slot_has_so_many_operations_and_gets_each_back_once() {
+        let state = SlotState::default();
+        let taken: Vec<u8> = (0..OPERATIONS_PER_SLOT).map(|_| state.begin(0..0).unwrap()).collect();
+        assert_eq!(state.begin(0..0), None);
+        state.finish(taken[5], -5);
+        assert_eq!(state.begin(0..0), None, "a result that nobody took keeps its entry");
+        assert_eq!(state.take(taken[5]), Some(-5));
+        assert_eq!(state.take(taken[5]), None);
+        assert_eq!(state.begin(0..0), Some(5));
+        assert_eq!(state.in_flight(), OPERATIONS_PER_SLOT);
+    }
+
+    #[test]
+    fn parts_stay_inside() {
+        with_payload(|mut payload, _| {
+            assert!(payload.part(0..4097).is_err());
+            let backwards = Range { start: 9, end: 3 };
+            assert!(payload.part(backwards).is_err());
+            let (first, mut second) = payload.split_at(512).unwrap();
+            second.bytes_mut().unwrap().fill(1);
+            assert!(first.bytes().unwrap().iter().all(|&byte| byte == 7));
+            assert_eq!((first.len(), second.len(), second.slot()), (512, 3584, 3));
+            assert!(second.split_at(3585).is_err());
+        });
+    }
+}

@@ -1,0 +1,8 @@
+//! The seam to the world: rings, files, memory, threads, processes, signals, the clock.
+//!
+//! Nothing above this module names `libc`, `io_uring`, `nix`, `std::thread` or `std::time`; a test
+//! keeps it so. The simulated twin of what is here will stand in `port/sim`.
+
+mod linux;
+
+pub use linux::{clock, command, file, memory, process, remote, ring, signal, socket, system, thread};

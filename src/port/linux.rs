@@ -1,0 +1,13 @@
+//! The real world: Linux.
+
+pub mod clock;
+pub mod command;
+pub mod file;
+pub mod memory;
+pub mod process;
+pub mod remote;
+pub mod ring;
+pub mod signal;
+pub mod socket;
+pub mod system;
+pub mod thread;

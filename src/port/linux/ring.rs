@@ -1,0 +1,446 @@
+//! One thread's io_uring: where a queue's commands and its backend's operations meet.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::future::Future;
+use std::io;
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+
+use crate::io::Errno;
+use crate::payload::{OPERATIONS_PER_SLOT, Payload, SlotState};
+use crate::port::remote::{Remote, Ticket};
+
+/// Files that can be registered with one ring.
+const FILE_TABLE: u32 = 16;
+
+/// Longest registered buffer the kernel takes (io_uring/rsrc.c).
+const REGISTERED_BUFFER_MAX: usize = 1 << 30;
+
+/// A file known to the ring by its index in the table of registered files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedFile(u32);
+
+/// Who a completion is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// The front end's command with this number.
+    Front(u32),
+    /// An operation of a slot.
+    Operation {
+        /// The slot.
+        slot: u16,
+        /// Its entry there.
+        entry: u8,
+    },
+    /// Another thread left a message.
+    Wake,
+}
+
+impl Token {
+    #[inline]
+    fn pack(self) -> u64 {
+        match self {
+            Token::Front(number) => u64::from(number),
+            Token::Operation { slot, entry } => 1 << 56 | u64::from(entry) << 16 | u64::from(slot),
+            Token::Wake => 2 << 56,
+        }
+    }
+
+    #[inline]
+    fn unpack(user_data: u64) -> Token {
+        match user_data >> 56 {
+            0 => Token::Front(user_data as u32),
+            1 => Token::Operation { slot: user_data as u16, entry: (user_data >> 16) as u8 },
+            _ => Token::Wake,
+        }
+    }
+}
+
+/// A completion: for whom, and a length or a negative errno.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// For whom.
+    pub token: Token,
+    /// 0 or more, or a negative errno.
+    pub result: i32,
+}
+
+/// A handle on the ring of this thread. Clones are the same ring; it cannot leave its thread.
+#[derive(Clone, Debug)]
+pub struct Ring(Rc<Inner>);
+
+struct Inner {
+    uring: RefCell<IoUring>,
+    slots: Box<[SlotState]>,
+    remote: Arc<Remote>,
+    wake_counter: UnsafeCell<u64>,
+    buffers_registered: Cell<bool>,
+    next_file: Cell<u32>,
+    setup: &'static str,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("slots", &self.slots.len()).field("setup", &self.setup).finish_non_exhaustive()
+    }
+}
+
+/// Ring set-ups from the best down: what they need says `io_uring_setup(2)`.
+const SETUPS: [(&str, fn(&mut io_uring::Builder)); 4] = [
+    ("single-issuer defer-taskrun no-sqarray", |builder| {
+        builder.setup_single_issuer().setup_defer_taskrun().setup_no_sqarray();
+    }),
+    ("single-issuer defer-taskrun", |builder| {
+        builder.setup_single_issuer().setup_defer_taskrun();
+    }),
+    ("coop-taskrun", |builder| {
+        builder.setup_coop_taskrun();
+    }),
+    ("plain", |_| {}),
+];
+
+impl Ring {
+    /// A ring for a queue with this many slots, made on the thread that will drive it, with the
+    /// best set-up this kernel takes.
+    pub fn new(slots: u16, remote: Arc<Remote>) -> io::Result<Ring> {
+        // Twice the slots: a command for each, and an operation for each on its way.
+        let entries = (u32::from(slots).max(4) * 2).next_power_of_two();
+        let mut refused = io::Error::from(io::ErrorKind::Unsupported);
+        for (name, setup) in SETUPS {
+            let mut builder = IoUring::builder();
+            setup(&mut builder);
+            builder.setup_cqsize(entries * 2).dontfork();
+            match builder.build(entries) {
+                Ok(uring) => return Ring::set_up(uring, slots, remote, name),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
+    }
+
+    fn set_up(uring: IoUring, slots: u16, remote: Arc<Remote>, setup: &'static str) -> io::Result<Ring> {
+        uring.submitter().register_files_sparse(FILE_TABLE)?;
+        // Saves a file lookup an enter; since 5.18, and only a wish.
+        let _ = uring.submitter().register_ring_fd();
+        let ring = Ring(Rc::new(Inner {
+            uring: RefCell::new(uring),
+            slots: (0..slots).map(|_| SlotState::default()).collect(),
+            remote,
+            wake_counter: UnsafeCell::new(0),
+            buffers_registered: Cell::new(false),
+            next_file: Cell::new(0),
+            setup,
+        }));
+        ring.arm_wake()?;
+        Ok(ring)
+    }
+
+    /// The set-up flags this kernel took, for `status`.
+    pub fn setup(&self) -> &'static str {
+        self.0.setup
+    }
+
+    /// Whether this kernel has all the operations that the engines and backends use.
+    pub fn supports_commands(&self) -> io::Result<bool> {
+        let mut probe = Probe::new();
+        self.0.uring.borrow().submitter().register_probe(&mut probe)?;
+        Ok(probe.is_supported(opcode::UringCmd16::CODE))
+    }
+
+    /// The operations of a slot.
+    #[inline]
+    pub(crate) fn slot(&self, slot: u16) -> &SlotState {
+        &self.0.slots[usize::from(slot)]
+    }
+
+    /// The way back to this thread.
+    pub fn remote(&self) -> &Arc<Remote> {
+        &self.0.remote
+    }
+
+    /// Puts a file in the table. The kernel keeps it open until the ring is gone.
+    pub fn register_file(&self, fd: RawFd) -> io::Result<FixedFile> {
+        let index = self.0.next_file.get();
+        if index >= FILE_TABLE {
+            return Err(io::Error::other(format!("a queue registers at most {FILE_TABLE} files")));
+        }
+        self.0.uring.borrow().submitter().register_files_update(index, &[fd])?;
+        self.0.next_file.set(index + 1);
+        Ok(FixedFile(index))
+    }
+
+    /// Registers the queue's buffers, so that the kernel need not look up their pages for each
+    /// operation; says with false that it would not (a limit on locked memory, say), in which case
+    /// operations carry plain addresses.
+    ///
+    /// # Safety
+    /// The memory stays mapped until this ring is dropped.
+    pub unsafe fn register_buffers(&self, start: *mut u8, len: usize) -> bool {
+        let pieces: Vec<libc::iovec> = (0..len)
+            .step_by(REGISTERED_BUFFER_MAX)
+            .map(|offset| libc::iovec {
+                // SAFETY: offset is inside the buffers.
+                iov_base: unsafe { start.add(offset) }.cast(),
+                iov_len: REGISTERED_BUFFER_MAX.min(len - offset),
+            })
+            .collect();
+        // SAFETY: the caller keeps the memory mapped as long as the ring lives.
+        let registered = unsafe { self.0.uring.borrow().submitter().register_buffers(&pieces) }.is_ok();
+        self.0.buffers_registered.set(registered);
+        registered
+    }
+
+    /// Index of the registered buffer that covers `len` bytes at `offset` of the queue's buffers.
+    pub fn registered_index(&self, offset: usize, len: usize) -> Option<u16> {
+        let first = offset / REGISTERED_BUFFER_MAX;
+        let last = (offset + len.max(1) - 1) / REGISTERED_BUFFER_MAX;
+        (self.0.buffers_registered.get() && first == last).then_some(first as u16)
+    }
+
+    /// Submits what is waiting and sleeps until there is at least one completion, unless another
+    /// thread left a message. Returns early when a signal came.
+    #[inline]
+    pub fn submit_and_wait(&self) -> io::Result<()> {
+        let want = usize::from(self.0.remote.may_sleep());
+        let result = self.0.uring.borrow().submit_and_wait(want);
+        self.0.remote.awake();
+        match result {
+            Ok(_) => Ok(()),
+            // EBUSY: completions must be reaped before more is taken, which comes next anyway.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves the completions that are there into `into`, which was emptied; never more than its
+    /// capacity, so that it does not grow.
+    #[inline]
+    pub fn completions(&self, into: &mut Vec<Completion>) {
+        into.clear();
+        let mut uring = self.0.uring.borrow_mut();
+        let room = into.capacity();
+        into.extend(
+            uring
+                .completion()
+                .take(room)
+                .map(|entry| Completion { token: Token::unpack(entry.user_data()), result: entry.result() }),
+        );
+    }
+
+    /// A command of the front end: an opcode of a driver on a registered file.
+    #[inline]
+    pub fn command(&self, file: FixedFile, opcode: u32, command: [u8; 16], number: u32) -> io::Result<()> {
+        let entry = opcode::UringCmd16::new(types::Fixed(file.0), opcode).cmd(command).build();
+        self.push(entry.user_data(Token::Front(number).pack()))
+    }
+
+    #[inline]
+    fn push(&self, entry: squeue::Entry) -> io::Result<()> {
+        let mut uring = self.0.uring.borrow_mut();
+        loop {
+            // SAFETY: what an entry points at belongs to a slot (or to the ring itself), and is
+            // neither reused nor unmapped before its completion was reaped.
+            if unsafe { uring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            uring.submit()?;
+        }
+    }
+
+    /// A message from another thread came: be ready for the next.
+    pub fn arm_wake(&self) -> io::Result<()> {
+        let counter = self.0.wake_counter.get().cast::<u8>();
+        let entry = opcode::Read::new(types::Fd(self.0.remote.event_fd()), counter, 8).build();
+        self.push(entry.user_data(Token::Wake.pack()))
+    }
+
+    /// Reads into all of `payload` from `offset` of the file. Yields the bytes read.
+    #[inline]
+    pub fn read<'a>(&'a self, file: FixedFile, payload: &'a mut Payload<'_>, offset: u64) -> Operation<'a> {
+        let place = payload.place();
+        let len = place.len as u32;
+        let entry = match place.registered {
+            Some(index) => opcode::ReadFixed::new(types::Fixed(file.0), place.start, len, index).offset(offset).build(),
+            None => opcode::Read::new(types::Fixed(file.0), place.start, len).offset(offset).build(),
+        };
+        Operation::new(self, payload, Work::Entry(entry))
+    }
+
+    /// Writes all of `payload` to `offset` of the file. With `durable` the data is on stable
+    /// storage before it completes (RWF_DSYNC). Yields the bytes written.
+    #[inline]
+    pub fn write<'a>(
+        &'a self,
+        file: FixedFile,
+        payload: &'a mut Payload<'_>,
+        offset: u64,
+        durable: bool,
+    ) -> Operation<'a> {
+        let place = payload.place();
+        let len = place.len as u32;
+        let flags = if durable { libc::RWF_DSYNC } else { 0 };
+        let entry = match place.registered {
+            Some(index) => opcode::WriteFixed::new(types::Fixed(file.0), place.start, len, index)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
+            None => opcode::Write::new(types::Fixed(file.0), place.start, len).offset(offset).rw_flags(flags).build(),
+        };
+        Operation::new(self, payload, Work::Entry(entry))
+    }
+
+    /// fdatasync(2).
+    pub fn sync_data<'a>(&'a self, file: FixedFile, payload: &'a mut Payload<'_>) -> Operation<'a> {
+        let entry = opcode::Fsync::new(types::Fixed(file.0)).flags(types::FsyncFlags::DATASYNC).build();
+        Operation::new(self, payload, Work::Entry(entry))
+    }
+
+    /// fallocate(2) with `mode`.
+    pub fn allocate<'a>(
+        &'a self,
+        file: FixedFile,
+        payload: &'a mut Payload<'_>,
+        mode: AllocateMode,
+        offset: u64,
+        len: u64,
+    ) -> Operation<'a> {
+        let mode = match mode {
+            AllocateMode::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            AllocateMode::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+        };
+        let entry = opcode::Fallocate::new(types::Fixed(file.0), len).offset(offset).mode(mode).build();
+        Operation::new(self, payload, Work::Entry(entry))
+    }
+
+    /// Hands the bytes to another thread: `start` gets a [`Ticket`] and passes it on, without
+    /// blocking. Yields 0 when the ticket is finished.
+    pub fn hand_off<'a>(
+        &'a self,
+        payload: &'a mut Payload<'_>,
+        start: impl FnOnce(Ticket) + 'a,
+    ) -> HandOff<'a, impl FnOnce(Ticket) + 'a> {
+        HandOff { operation: Operation::new(self, payload, Work::Started), start: Some(start) }
+    }
+}
+
+/// What fallocate(2) is to do with a range; neither changes the file's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocateMode {
+    /// Give the space back; the range reads as zeros.
+    PunchHole,
+    /// Zeros, keeping the space.
+    ZeroRange,
+}
+
+enum Work {
+    /// Not yet in the ring.
+    Entry(squeue::Entry),
+    /// In the ring or with another thread, or done with.
+    Started,
+}
+
+/// An operation on the ring: a future of its result, a length or an errno. Started by its first
+/// poll. Dropping it is safe, and does not cancel it: the slot waits for it.
+#[must_use = "an operation starts when it is polled"]
+pub struct Operation<'a> {
+    ring: &'a Ring,
+    slot: u16,
+    entry: Option<u8>,
+    memory: (usize, usize),
+    work: Work,
+}
+
+impl<'a> Operation<'a> {
+    #[inline]
+    fn new(ring: &'a Ring, payload: &'a mut Payload<'_>, work: Work) -> Operation<'a> {
+        let place = payload.place();
+        let start = place.start as usize;
+        Operation { ring, slot: place.slot, entry: None, memory: (start, start + place.len), work }
+    }
+
+    /// Books an entry; `None` while the slot has none, and then a completion of the slot polls again.
+    #[inline]
+    fn book(&mut self) -> Option<u8> {
+        let entry = self.ring.slot(self.slot).begin(self.memory.0..self.memory.1)?;
+        self.entry = Some(entry);
+        Some(entry)
+    }
+
+    #[inline]
+    fn outcome(&mut self) -> Poll<Result<u32, Errno>> {
+        let Some(entry) = self.entry else { return Poll::Pending };
+        match self.ring.slot(self.slot).take(entry) {
+            None => Poll::Pending,
+            Some(result) => {
+                self.entry = None;
+                Poll::Ready(if result >= 0 { Ok(result as u32) } else { Err(Errno::new(-result)) })
+            }
+        }
+    }
+}
+
+impl Future for Operation<'_> {
+    type Output = Result<u32, Errno>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Work::Entry(prepared) = &self.work {
+            let prepared = prepared.clone();
+            let Some(entry) = self.book() else { return Poll::Pending };
+            self.work = Work::Started;
+            let token = Token::Operation { slot: self.slot, entry };
+            if let Err(error) = self.ring.push(prepared.user_data(token.pack())) {
+                let errno = Errno::from(error);
+                self.ring.slot(self.slot).finish(entry, -errno.number());
+            }
+        }
+        self.outcome()
+    }
+}
+
+impl Drop for Operation<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry {
+            self.ring.slot(self.slot).abandon(entry);
+        }
+    }
+}
+
+/// An operation that another thread carries out.
+#[must_use = "an operation starts when it is polled"]
+pub struct HandOff<'a, F> {
+    operation: Operation<'a>,
+    start: Option<F>,
+}
+
+impl<F: FnOnce(Ticket) + Unpin> Future for HandOff<'_, F> {
+    type Output = Result<(), Errno>;
+
+    fn poll(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.start.is_some() {
+            let Some(entry) = self.operation.book() else { return Poll::Pending };
+            let operation = &self.operation;
+            let (start, end) = operation.memory;
+            let remote = operation.ring.remote().clone();
+            // SAFETY: the entry was booked a line above over exactly these bytes, which are the
+            // payload's that this future borrows exclusively.
+            let ticket = unsafe { Ticket::new(remote, operation.slot, entry, start as *mut u8, end - start) };
+            if let Some(pass_on) = self.start.take() {
+                pass_on(ticket);
+            }
+        }
+        self.operation.outcome().map_ok(|_| ())
+    }
+}
+
+/// Messages a queue of this many slots can have waiting, and completions it reaps in one turn.
+pub fn turn_capacity(slots: u16) -> usize {
+    usize::from(slots.max(4)) * 2 + OPERATIONS_PER_SLOT
+}

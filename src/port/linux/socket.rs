@@ -1,0 +1,241 @@
+//! Local sockets and pipes with bounds in size and time: nothing here waits for ever.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+
+use super::clock::{Deadline, Duration};
+
+/// Waits until one of `fds` can be read (or written, where the second half says so), at most for
+/// `timeout`. Tells for each whether it can; one that was closed or failed can.
+pub fn poll(fds: &[(BorrowedFd<'_>, bool)], timeout: Duration) -> io::Result<Vec<bool>> {
+    let interest = |write: bool| if write { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|&(fd, write)| PollFd::new(fd, interest(write))).collect();
+    // Rounded up: a wait that ends early would make its caller spin through the last millisecond.
+    let millis = timeout.as_micros().div_ceil(1000).min(60_000);
+    let timeout = PollTimeout::from(millis as u16);
+    match nix::poll::poll(&mut polled, timeout) {
+        Ok(_) => Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect()),
+        Err(Errno::EINTR) => Ok(vec![false; fds.len()]),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until `fd` can be read. False when the deadline came first.
+pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
+    loop {
+        if poll(&[(fd, false)], deadline.left())?[0] {
+            return Ok(true);
+        }
+        if deadline.passed() {
+            return Ok(false);
+        }
+    }
+}
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 64;
+
+/// A listening socket at `path`, for its owner only, that never blocks. Replaces what is there.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    // Made under another name, so that nobody finds it before its mode is right.
+    let temporary = path.with_extension("sock.new");
+    remove_if_there(&temporary)?;
+    let listener = UnixListener::bind(&temporary)?;
+    socket::listen(&listener, Backlog::new(BACKLOG)?)?;
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&temporary, path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Removes a file; one that is not there is fine.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A connection that sends and receives lines, each up to a number of bytes.
+#[derive(Debug)]
+pub struct Lines<S> {
+    stream: S,
+    limit: usize,
+    received: Vec<u8>,
+    to_send: Vec<u8>,
+    ended: bool,
+}
+
+impl Lines<UnixStream> {
+    /// Connects to the socket at `path`. Does not wait: a listener that has let too many queue up
+    /// is an error (WouldBlock).
+    pub fn connect(path: &Path, limit: usize) -> io::Result<Lines<UnixStream>> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(Lines::new(UnixStream::from(fd), limit))
+    }
+}
+
+impl<S: AsFd> Lines<S> {
+    /// Over a stream that does not block. Lines longer than `limit` are an error.
+    pub fn new(stream: S, limit: usize) -> Lines<S> {
+        Lines { stream, limit, received: Vec::new(), to_send: Vec::new(), ended: false }
+    }
+
+    /// Whether there is something that still has to be sent.
+    pub fn wants_to_send(&self) -> bool {
+        !self.to_send.is_empty()
+    }
+
+    /// Whether the other side has closed, and everything it sent has been taken.
+    pub fn ended(&self) -> bool {
+        self.ended && !self.received.contains(&b'\n')
+    }
+}
+
+impl<S: AsFd> AsFd for Lines<S> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl<S: AsFd + Read> Lines<S> {
+    /// Reads what has come and returns the next whole line, if there is one.
+    pub fn receive(&mut self) -> io::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
+                let rest = self.received.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.received, rest);
+                line.pop();
+                return String::from_utf8(line).map(Some).map_err(io::Error::other);
+            }
+            if self.received.len() > self.limit {
+                return Err(io::Error::other(format!("a line is longer than {} bytes", self.limit)));
+            }
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => {
+                    self.ended = true;
+                    return Ok(None);
+                }
+                Ok(count) => self.received.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next line; TimedOut at the deadline, UnexpectedEof when the other side has closed.
+    pub fn receive_by(&mut self, deadline: Deadline) -> io::Result<String> {
+        loop {
+            if let Some(line) = self.receive()? {
+                return Ok(line);
+            }
+            if self.ended {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if !wait_readable(self.stream.as_fd(), deadline)? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
+impl<S: AsFd + Write> Lines<S> {
+    /// Takes a line to be sent, and sends as much as the other side takes now.
+    pub fn send(&mut self, line: &str) -> io::Result<()> {
+        self.to_send.extend_from_slice(line.as_bytes());
+        self.to_send.push(b'\n');
+        self.flush()
+    }
+
+    /// Goes on sending.
+    pub fn flush(&mut self) -> io::Result<()> {
+        while !self.to_send.is_empty() {
+            match self.stream.write(&self.to_send) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => drop(self.to_send.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A pipe to wake somebody who polls: what is written on one side makes the other readable.
+pub fn wake_pipe() -> io::Result<(std::fs::File, std::fs::File)> {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+    Ok((reader.into(), writer.into()))
+}
+
+/// Makes reads of an open pipe return at once where nothing has come.
+pub fn set_nonblocking<F: Into<OwnedFd>>(pipe: F) -> io::Result<std::fs::File> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let fd: OwnedFd = pipe.into();
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(fd.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(limit: usize) -> (Lines<UnixStream>, Lines<UnixStream>) {
+        let (a, b) = UnixStream::pair().unwrap();
+        a.set_nonblocking(true).unwrap();
+        b.set_nonblocking(true).unwrap();
+        (Lines::new(a, limit), Lines::new(b, limit))
+    }
+
+    #[test]
+    fn lines_arrive_whole_and_in_order() {
+        let (mut a, mut b) = pair(100);
+        a.send("one").unwrap();
+        a.send("two").unwrap();
+        let soon = Deadline::after(Duration::from_secs(5));
+        assert_eq!(b.receive_by(soon).unwrap(), "one");
+        assert_eq!(b.receive_by(soon).unwrap(), "two");
+        let short = Deadline::after(Duration::from_millis(10));
+        assert_eq!(b.receive_by(short).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(a);
+        assert_eq!(b.receive_by(soon).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        let (mut a, mut b) = pair(1000);
+        a.send(&"x".repeat(10_000)).unwrap();
+        assert!(b.receive().is_err());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_listener_that_does_not_accept() {
+        let folder = std::env::temp_dir().join(format!("blockhaus-socket-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("a.sock");
+        let _listener = listen(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut open = Vec::new();
+        let refused = (0..10_000).find_map(|_| match Lines::connect(&path, 10) {
+            Ok(lines) => {
+                open.push(lines);
+                None
+            }
+            Err(error) => Some(error.kind()),
+        });
+        assert_eq!(refused, Some(io::ErrorKind::WouldBlock));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,146 @@
+//! Threads: where they run, and what the kernel must know of one that serves a disk.
+
+use std::io;
+use std::thread;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+pub use std::thread::JoinHandle;
+
+/// Stack of a queue thread. Tasks live on the heap, so little is needed.
+const QUEUE_STACK: usize = 512 << 10;
+
+/// Starts a thread with a name (the kernel shows its first 15 bytes).
+pub fn spawn<T: Send + 'static>(
+    name: String,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    thread::Builder::new().name(name).stack_size(QUEUE_STACK).spawn(body)
+}
+
+/// Bytes of stack that are brought in before they are needed.
+const TOUCHED_STACK: usize = 128 << 10;
+
+/// Brings this thread's stack into memory, where the process locks it, so that serving a request
+/// never waits for a page of it.
+#[inline(never)]
+pub fn touch_stack() {
+    let mut pages = [0u8; TOUCHED_STACK];
+    std::hint::black_box(&mut pages);
+}
+
+/// A set of processors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuMask(Vec<u16>);
+
+impl CpuMask {
+    /// From the kernel's bitmap, as GET_QUEUE_AFFINITY fills it.
+    pub fn from_bitmap(bitmap: &[u8]) -> CpuMask {
+        let bits = (0..bitmap.len() * 8).filter(|&bit| bitmap[bit / 8] >> (bit % 8) & 1 == 1);
+        CpuMask(bits.map(|bit| bit as u16).collect())
+    }
+
+    /// The processors this thread may run on.
+    pub fn current() -> io::Result<CpuMask> {
+        let set = sched_getaffinity(Pid::from_raw(0))?;
+        Ok(CpuMask((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).map(|cpu| cpu as u16).collect()))
+    }
+
+    /// Those of this set that are in the other as well.
+    pub fn and(&self, other: &CpuMask) -> CpuMask {
+        CpuMask(self.0.iter().copied().filter(|cpu| other.0.contains(cpu)).collect())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Confines this thread to the set.
+    pub fn pin(&self) -> io::Result<()> {
+        let mut set = CpuSet::new();
+        for &cpu in &self.0 {
+            set.set(usize::from(cpu))?;
+        }
+        Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+    }
+}
+
+impl std::fmt::Display for CpuMask {
+    /// As the kernel writes lists of processors: `0-3,8`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut at = 0;
+        while at < self.0.len() {
+            let run = (at..self.0.len()).take_while(|&i| usize::from(self.0[i] - self.0[at]) == i - at).count();
+            let comma = if at == 0 { "" } else { "," };
+            match run {
+                1 => write!(f, "{comma}{}", self.0[at])?,
+                _ => write!(f, "{comma}{}-{}", self.0[at], self.0[at + run - 1])?,
+            }
+            at += run;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's number of this thread.
+pub fn current_id() -> i32 {
+    nix::unistd::gettid().as_raw()
+}
+
+/// PF_MEMALLOC_NOIO of include/linux/sched.h: memory this thread asks for is never found by
+/// writing to a disk, so that reclaim cannot wait on the disk that the thread serves.
+const PF_MEMALLOC_NOIO: u64 = 0x0008_0000;
+
+/// PF_LOCAL_THROTTLE, the other half of an IO_FLUSHER: its writes are throttled only by the
+/// device it writes to.
+const PF_LOCAL_THROTTLE: u64 = 0x0010_0000;
+
+/// PR_SET_IO_FLUSHER of linux/prctl.h, which not every libc names.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// Declares this thread an IO_FLUSHER (prctl(2)). To be done before its ring is made, so that the
+/// ring's own kernel threads inherit it. Needs CAP_SYS_RESOURCE.
+pub fn become_io_flusher() -> io::Result<()> {
+    // SAFETY: this prctl takes numbers only.
+    let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1u64, 0u64, 0u64, 0u64) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the kernel really treats a thread of this process as an IO_FLUSHER: read from its flags
+/// in /proc, not from what was asked for.
+pub fn is_io_flusher(thread: i32) -> io::Result<bool> {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat"))?;
+    let flags = flags_of(&stat).ok_or_else(|| io::Error::other("cannot read the flags in /proc"))?;
+    Ok(flags & PF_MEMALLOC_NOIO != 0 && flags & PF_LOCAL_THROTTLE != 0)
+}
+
+/// Field 9 of proc_pid_stat(5), counted after the name, which may hold anything.
+fn flags_of(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_ascii_whitespace().nth(6)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_read_like_the_kernels() {
+        assert_eq!(CpuMask::from_bitmap(&[0b1000_1111, 0b11]).to_string(), "0-3,7-9");
+        assert_eq!(CpuMask::from_bitmap(&[0b101]).to_string(), "0,2");
+        assert_eq!(CpuMask::from_bitmap(&[0, 0]).to_string(), "");
+    }
+
+    #[test]
+    fn the_flag_is_read_back_from_the_kernel() {
+        let thread = spawn("x) y 1 2 (".into(), || {
+            let asked = become_io_flusher();
+            (asked.is_ok(), is_io_flusher(current_id()).unwrap())
+        });
+        let (asked, have) = thread.unwrap().join().unwrap();
+        assert_eq!(asked, have);
+        assert!(!is_io_flusher(current_id()).unwrap(), "only the thread that asked has it");
+    }
+}

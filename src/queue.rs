@@ -1,0 +1,248 @@
+//! The pinned thread's work: slots, buffers, tasks, and one turn of the loop.
+//!
+//! A [`FrontEnd`] owns arrival and completion; a task only serves one [`Io`] and yields a result.
+//! The loop stands between: it admits a request, offers it to the backend's fast path, and
+//! otherwise keeps the backend's future in the slot until the operations it waits for are back.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use crate::backend::{Backend, Queue, QueueContext};
+use crate::error::{Error, Result};
+use crate::io::{Admission, Capabilities, Errno, Geometry, Io, IoResult, Op};
+use crate::port::remote::{Message, SlotWaker};
+use crate::port::ring::{Completion, Ring, Token, turn_capacity};
+
+mod buffers;
+
+pub use buffers::Buffers;
+
+/// What an engine knows of arrivals and completions on one queue.
+pub trait FrontEnd {
+    /// Asks for the first requests. From here on completions come.
+    fn start(&mut self, ring: &Ring) -> Result<()>;
+
+    /// A command of this front end came back; yields the request that it brought, if it did.
+    fn arrived(&mut self, ring: &Ring, number: u32, result: i32) -> Result<Option<Io>>;
+
+    /// Completes the request `io` with `result`; its slot may arrive again afterwards.
+    fn complete(&mut self, ring: &Ring, io: &Io, result: IoResult) -> Result<()>;
+
+    /// Whether nothing will arrive any more.
+    fn finished(&self) -> bool;
+}
+
+/// A backend with its type erased, once, above the loop: what an engine serves.
+pub trait Stack: Send + Sync {
+    /// The disk's shape.
+    fn geometry(&self) -> Geometry;
+    /// What the disk can do.
+    fn capabilities(&self) -> Capabilities;
+    /// Bytes of memory that the contents take, where they are in memory.
+    fn memory_used(&self) -> Option<u64>;
+    /// What was chosen when it was opened, and why.
+    fn notes(&self) -> Vec<String>;
+    /// Makes everything durable, after the last queue.
+    fn close(&self) -> Result<()>;
+    /// Serves one queue on this thread until its front end has finished.
+    fn serve(&self, context: &QueueContext<'_>, buffers: &Buffers, front: &mut dyn FrontEnd) -> Result<()>;
+}
+
+impl<B: Backend> Stack for B {
+    fn geometry(&self) -> Geometry {
+        Backend::geometry(self)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Backend::capabilities(self)
+    }
+
+    fn memory_used(&self) -> Option<u64> {
+        Backend::memory_used(self)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        Backend::notes(self)
+    }
+
+    fn close(&self) -> Result<()> {
+        Backend::close(self)
+    }
+
+    fn serve(&self, context: &QueueContext<'_>, buffers: &Buffers, front: &mut dyn FrontEnd) -> Result<()> {
+        let queue = self.open_queue(context)?;
+        let ring = context.ring;
+        let admission = Admission::new(&Backend::geometry(self), Backend::capabilities(self));
+        let payload = |io: &Io| buffers.payload(ring, io);
+        let task = |io: Io| {
+            let payload = buffers.payload(ring, &io);
+            let queue = &queue;
+            async move { queue.serve(io, payload?).await }
+        };
+        let mut turns = Turns {
+            ring,
+            front,
+            slots: Slots::new(ring, context.depth, &task),
+            admit: |io: &Io| -> Option<IoResult> {
+                if let Err(errno) = admission.check(io) {
+                    return Some(Err(errno));
+                }
+                match payload(io) {
+                    Ok(mut payload) => queue.serve_now(io, &mut payload),
+                    Err(errno) => Some(Err(errno)),
+                }
+            },
+            task: &task,
+            stopping: false,
+        };
+        turns.run()
+    }
+}
+
+/// A request in its slot, with the future that serves it.
+struct Slot<F> {
+    task: Pin<Box<Option<F>>>,
+    io: Option<Io>,
+    /// Set when the task has ended before all its operations have.
+    result: Option<IoResult>,
+    waker: Waker,
+    woken: Arc<SlotWaker>,
+}
+
+/// All slots of a queue; everything they will ever need is allocated here.
+struct Slots<F> {
+    slots: Box<[Slot<F>]>,
+    in_service: usize,
+}
+
+impl<F: Future<Output = IoResult>> Slots<F> {
+    /// `_task` only names the type of the future.
+    fn new(ring: &Ring, depth: u16, _task: &impl Fn(Io) -> F) -> Slots<F> {
+        let slot = |number| {
+            let (waker, woken) = ring.remote().waker(number);
+            Slot { task: Box::pin(None), io: None, result: None, waker, woken }
+        };
+        Slots { slots: (0..depth).map(slot).collect(), in_service: 0 }
+    }
+}
+
+/// The loop: what it owns while it runs.
+struct Turns<'a, F, A, T> {
+    ring: &'a Ring,
+    front: &'a mut dyn FrontEnd,
+    slots: Slots<F>,
+    admit: A,
+    task: &'a T,
+    stopping: bool,
+}
+
+impl<F, A, T> Turns<'_, F, A, T>
+where
+    F: Future<Output = IoResult>,
+    A: Fn(&Io) -> Option<IoResult>,
+    T: Fn(Io) -> F,
+{
+    fn run(&mut self) -> Result<()> {
+        let mut completions = Vec::with_capacity(turn_capacity(self.slots.slots.len() as u16));
+        self.front.start(self.ring)?;
+        while !self.done() {
+            self.ring.submit_and_wait().map_err(|error| Error::system("a queue's io_uring failed", error))?;
+            self.ring.completions(&mut completions);
+            for completion in &completions {
+                self.react(completion)?;
+            }
+            while let Some(message) = self.ring.remote().receive() {
+                self.hear(message)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn done(&self) -> bool {
+        (self.front.finished() || self.stopping) && self.slots.in_service == 0
+    }
+
+    #[inline]
+    fn react(&mut self, completion: &Completion) -> Result<()> {
+        match completion.token {
+            Token::Front(number) => match self.front.arrived(self.ring, number, completion.result)? {
+                Some(io) => self.begin(io),
+                None => Ok(()),
+            },
+            Token::Operation { slot, entry } => self.operation_ended(slot, entry, completion.result),
+            Token::Wake => self.ring.arm_wake().map_err(|error| Error::system("a queue's io_uring failed", error)),
+        }
+    }
+
+    fn hear(&mut self, message: Message) -> Result<()> {
+        match message {
+            Message::Finished { slot, entry, result } => self.operation_ended(slot, entry, result),
+            Message::Wake(slot) => {
+                self.slots.slots[usize::from(slot)].woken.received();
+                self.advance(slot)
+            }
+            Message::Stop => {
+                self.stopping = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// A request arrived: refuse it, answer it at once, or start its task.
+    #[inline]
+    fn begin(&mut self, io: Io) -> Result<()> {
+        if let Some(result) = (self.admit)(&io) {
+            return self.front.complete(self.ring, &io, result);
+        }
+        let slot = &mut self.slots.slots[usize::from(io.slot)];
+        debug_assert!(slot.io.is_none(), "a slot arrived that is in service");
+        slot.io = Some(io);
+        slot.task.set(Some((self.task)(io)));
+        self.slots.in_service += 1;
+        self.advance(io.slot)
+    }
+
+    #[inline]
+    fn operation_ended(&mut self, slot: u16, entry: u8, result: i32) -> Result<()> {
+        self.ring.slot(slot).finish(entry, result);
+        self.advance(slot)
+    }
+
+    /// Polls the slot's task, and completes its request when the task and all its operations are
+    /// over: not before, since until then the kernel may still touch the slot's memory.
+    #[inline]
+    fn advance(&mut self, number: u16) -> Result<()> {
+        let slot = &mut self.slots.slots[usize::from(number)];
+        if let Some(task) = slot.task.as_mut().as_pin_mut() {
+            if let std::task::Poll::Ready(result) = task.poll(&mut Context::from_waker(&slot.waker)) {
+                slot.task.set(None);
+                slot.result = Some(result);
+            }
+        }
+        if let Some(result) = slot.result
+            && self.ring.slot(number).in_flight() == 0
+        {
+            slot.result = None;
+            let io = slot.io.take();
+            debug_assert!(io.is_some(), "a task without a request");
+            if let Some(io) = io {
+                self.slots.in_service -= 1;
+                return self.front.complete(self.ring, &io, result);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of payload that a request carries, given the size of its slot's buffer.
+fn payload_len(io: &Io, slot_size: usize) -> Result<usize, Errno> {
+    match io.op {
+        Op::Read | Op::Write => {
+            usize::try_from(io.len).ok().filter(|&len| len <= slot_size).ok_or(Errno::EINVAL)
+        }
+        Op::WriteZeroes => Ok(slot_size),
+        Op::Flush | Op::Discard => Ok(0),
+    }
+}

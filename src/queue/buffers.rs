@@ -1,0 +1,72 @@
+//! A queue's buffers: one a slot, in one piece of memory that lies on the thread's own node.
+
+use std::io;
+
+use crate::io::{Errno, Io};
+use crate::payload::Payload;
+use crate::port::memory::{HugePages, Mapping};
+use crate::port::ring::Ring;
+use crate::port::system::page_size;
+
+/// The memory of all slots of one queue.
+#[derive(Debug)]
+pub struct Buffers {
+    memory: Mapping,
+    slot_size: usize,
+}
+
+impl Buffers {
+    /// Buffers for `depth` slots of `slot_size` bytes each, rounded up to pages. To be called on
+    /// the queue's own thread: touching the pages is what places them.
+    pub fn new(depth: u16, slot_size: u32) -> io::Result<Buffers> {
+        let slot_size = (slot_size as usize).next_multiple_of(page_size());
+        let mut memory = Mapping::anonymous(slot_size as u64 * u64::from(depth), HugePages::Wanted)?;
+        memory.touch();
+        Ok(Buffers { memory, slot_size })
+    }
+
+    /// Bytes that they take.
+    pub fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.memory.is_empty()
+    }
+
+    /// Registers the buffers with the ring; false where the kernel would not.
+    ///
+    /// # Safety
+    /// The ring is dropped before these buffers.
+    pub unsafe fn register(&self, ring: &Ring) -> bool {
+        // SAFETY: the caller drops the ring first; until then the mapping stays.
+        unsafe { ring.register_buffers(self.memory.start().as_ptr(), self.memory.len()) }
+    }
+
+    /// Address of a slot's buffer, to be told to the kernel.
+    pub fn address(&self, slot: u16) -> u64 {
+        self.memory.start().as_ptr() as u64 + self.offset(slot) as u64
+    }
+
+    fn offset(&self, slot: u16) -> usize {
+        self.slot_size * usize::from(slot)
+    }
+
+    /// The payload of a request: all bytes it carries, at the start of its slot's buffer.
+    #[inline]
+    pub(super) fn payload<'s>(&'s self, ring: &'s Ring, io: &Io) -> Result<Payload<'s>, Errno> {
+        let len = super::payload_len(io, self.slot_size)?;
+        let offset = self.offset(io.slot);
+        if offset + self.slot_size > self.memory.len() {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: the slot's range is inside the mapping, checked above.
+        let start = unsafe { self.memory.start().add(offset) };
+        let registered = ring.registered_index(offset, self.slot_size);
+        // SAFETY: touched, so initialised; mapped as long as 's, which covers the loop, and the
+        // loop ends only when no operation is in flight. One request at a time has a slot: the
+        // loop makes a payload for serve_now, drops it, and only then one for the task.
+        Ok(unsafe { Payload::new(start, len, ring.slot(io.slot), io.slot, registered) })
+    }
+}
