@@ -1,2 +1,30 @@
-//! The project's own commands.
-fn main() {}
+//! `cargo xtask`: the project's own commands, run from a checkout.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{say, vm};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Boot a Debian kernel in QEMU and run a command inside it.
+    Vm(vm::cli::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Vm(args) => vm::cli::main(&args),
+    };
+    done.unwrap_or_else(|error| {
+        say::error(&error);
+        ExitCode::from(125)
+    })
+}

@@ -1,0 +1,13 @@
+//! The parts behind `cargo xtask`, for its verbs and for tests that need a
+//! machine with another kernel.
+//!
+//! - [`vm::Machine`] boots a Debian kernel in QEMU and runs a command in it;
+//! - [`guest_build`] builds binaries that run in any such machine;
+//! - [`host`] sees to the tools that this needs on the host.
+
+pub mod guest_build;
+pub mod host;
+pub mod paths;
+pub mod run;
+pub mod say;
+pub mod vm;
