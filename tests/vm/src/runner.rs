@@ -144,7 +144,9 @@ fn logs() -> Vec<PathBuf> {
 
 /// Refuses to run where the tests would take away somebody's devices.
 pub fn safe_here() -> Outcome {
-    let occupied = fs::read_dir(blockhaus::run_dir()).is_ok_and(|mut entries| entries.next().is_some());
+    let occupied = fs::read_dir(blockhaus::run_dir()).is_ok_and(|entries| {
+        entries.flatten().any(|entry| entry.path().extension().is_some_and(|kind| kind == "json"))
+    });
     if occupied || !system::servers().is_empty() {
         return Err(Fail::new(format!(
             "there are blockhaus devices on this host, which the tests would detach; set BLOCKHAUS_RUN_DIR or empty {}",

@@ -40,6 +40,13 @@ impl Snapshot {
             .collect()
     }
 
+    /// Files of blockhaus that were not there before.
+    pub fn new_files(&self, before: &Self) -> Vec<String> {
+        let none = BTreeSet::new();
+        let files = |snapshot: &Self| snapshot.things.get("file").unwrap_or(&none).clone();
+        files(self).difference(&files(before)).cloned().collect()
+    }
+
     /// No device of ublk at all: whatever appears later is ours.
     pub fn has_no_devices(&self) -> bool {
         self.things.get("device").is_none_or(BTreeSet::is_empty)

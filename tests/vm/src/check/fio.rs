@@ -7,35 +7,68 @@ use crate::outcome::{Context, Fail, Outcome};
 use crate::run::{Background, Cmd, Ran, wait_until};
 
 /// Sizes from one sector to 1 MiB, small ones more often.
-const SIZES: &str = "--bssplit=512/12:1k/8:1536/4:4k/24:7k/8:16k/14:60k/8:64k/10:128k/5:256k/3:512k/2:1m/2";
-const SIZES_4K: &str = "--bssplit=4k/36:8k/12:12k/8:16k/14:60k/8:64k/10:128k/5:256k/3:512k/2:1m/2";
+const SIZES: &str = "512/12:1k/8:1536/4:4k/24:7k/8:16k/14:60k/8:64k/10:128k/5:256k/3:512k/2:1m/2";
+const SIZES_4K: &str = "4k/36:8k/12:12k/8:16k/14:60k/8:64k/10:128k/5:256k/3:512k/2:1m/2";
 
-/// Writes a region in random pieces, discards some of them on the way, reads all of it back and
-/// checks its CRC; discarded pieces must read as zeros.
+/// Writes a region in pieces of random size while discards run beside it, reads it back and checks
+/// every CRC. Twice, the halves changing roles, so that each is discarded and written again; in the
+/// last third pieces are discarded and written in turn (one at a time: at depths above 1 fio orders
+/// odd sizes wrongly, on any disk). (fio 3.39 cannot discard at
+/// random inside a verifying job: it aborts or forgets to write. The model does that.)
 pub fn verify(device: &str, block: u32, depth: u16, start: u64, len: u64) -> Outcome {
-    let ran = Cmd::new("fio")
-        .args(["--name=verify", "--direct=1", "--ioengine=io_uring", "--rw=randwrite", "--randrepeat=1"])
-        .args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--output-format=json"])
-        .args(["--trim_percentage=12", "--trim_backlog=24", "--trim_backlog_batch=6", "--trim_verify_zero=1"])
-        .arg(if block > 512 { SIZES_4K } else { SIZES })
-        .arg(format!("--filename={device}"))
-        .arg(format!("--iodepth={depth}"))
-        .arg(format!("--offset={start}"))
-        .arg(format!("--size={len}"))
-        .timeout(120)
-        .run()?;
-    if !ran.status.success() {
-        return Err(ran.fail("found something wrong"));
+    let (sizes, odd) = if block > 512 { (SIZES_4K, "12k") } else { (SIZES, "7k") };
+    let third = len / 3 / (1 << 20) * (1 << 20);
+    for (written, trimmed) in [(start, start + third), (start + third, start)] {
+        let ran = Cmd::new("fio")
+            .args(["--output-format=json", "--direct=1", "--ioengine=io_uring", "--thread"])
+            .args(["--verify_state_save=0", "--verify_fatal=1", "--randrepeat=0", "--allrandrepeat=0"])
+            .args([format!("--filename={device}"), format!("--iodepth={depth}"), format!("--size={third}")])
+            .args(["--name=write", "--rw=randwrite", "--verify=crc32c", "--do_verify=1"])
+            .args([format!("--bssplit={sizes}"), format!("--offset={written}")])
+            .args(["--name=trim", "--rw=randtrim"])
+            .args([format!("--bssplit={sizes}"), format!("--offset={trimmed}")])
+            .args(["--name=turns", "--rw=trimwrite", "--verify=crc32c", "--do_verify=1", "--iodepth=1"])
+            .args([
+                format!("--bs={odd}"),
+                format!("--offset={}", start + 2 * third),
+                format!("--size={}", third / 4),
+            ])
+            .timeout(120)
+            .run()?;
+        if !ran.status.success() {
+            return Err(ran.fail("found something wrong"));
+        }
+        done(&ran)?;
     }
-    let answer = read(&ran)?;
-    let job = &answer["jobs"][0];
-    let count = |what: &str| job[what]["total_ios"].as_u64().unwrap_or(0);
-    let (reads, writes, trims) = (count("read"), count("write"), count("trim"));
-    ensure!(job["error"].as_u64() == Some(0), "fio reports error {}", job["error"]);
-    // A verification that verified nothing must not pass.
+    Ok(())
+}
+
+/// A verification that verified nothing must not pass.
+fn done(ran: &Ran) -> Outcome {
+    let answer = read(ran)?;
+    let count = |job: usize, what: &str| answer["jobs"][job][what]["total_ios"].as_u64().unwrap_or(0);
+    for (job, name, wanted) in
+        [(0, "write", ["write", "read"]), (1, "trim", ["trim", "trim"]), (2, "turns", ["trim", "read"])]
+    {
+        ensure!(answer["jobs"][job]["jobname"] == name, "fio's job {job} is not {name}");
+        ensure!(
+            answer["jobs"][job]["error"] == 0,
+            "fio's job {name} reports error {}",
+            answer["jobs"][job]["error"]
+        );
+        for what in wanted {
+            ensure!(
+                count(job, what) >= 50,
+                "fio's job {name} did {} {what}s: too few to mean anything",
+                count(job, what)
+            );
+        }
+    }
     ensure!(
-        writes > 100 && trims > 10 && reads + trims >= writes / 2,
-        "fio did {writes} writes, {trims} trims, {reads} verifying reads: too few to mean anything"
+        count(0, "read") >= count(0, "write"),
+        "fio wrote {} pieces and verified {}",
+        count(0, "write"),
+        count(0, "read")
     );
     Ok(())
 }
