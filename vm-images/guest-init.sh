@@ -1,80 +1,102 @@
-#!/bin/bash
+#!/bin/busybox sh
 # PID 1 of the guest: make it a usual system, run the command, say its status,
 # power off. Its own words go to the kernel's console; the command's go to a
-# virtio port, so that the two never mix.
+# virtio port, so that the two never mix. What is simple is busybox' work: a
+# static program starts several times faster on an emulated CPU.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LC_ALL=C.UTF-8 TERM=linux
+b=/run/blockhaus/busybox
 cd /root || cd /
 . /run/blockhaus/settings
 
-mkdir -p /dev/pts /dev/shm /run/lock
-mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
-mount -t tmpfs -o mode=1777 shm /dev/shm
-mount -t tmpfs -o mode=1777,size=80% tmp /tmp
-ln -sfn /proc/self/fd /dev/fd
-ln -sfn /proc/self/fd/0 /dev/stdin
-ln -sfn /proc/self/fd/1 /dev/stdout
-ln -sfn /proc/self/fd/2 /dev/stderr
-mount -t debugfs debugfs /sys/kernel/debug
-mount -t tracefs tracefs /sys/kernel/tracing
-mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null
-hostname blockhaus-guest
-ip link set lo up
-
-# The loaded ones make their devices before udev listens, which saves time.
-modprobe -q ublk_drv
-modprobe -q -a nbd loop configfs
-mount -t configfs configfs /sys/kernel/config
-mkdir -p /run/udev
-/usr/lib/systemd/systemd-udevd --daemon
-
-for serial in /sys/block/vd*/serial; do
-    name=$(<"$serial")
-    disk=/dev/$(basename "${serial%/serial}")
-    case $name in
-        payload) mount -t ext4 "$disk" /payload ;;
-        drive*) ln -s "$disk" "/dev/$name" ;;
-    esac
+# The kernel starts with one CPU: it patches its own code while it boots, and
+# QEMU's translator can let another CPU run into a half-patched place.
+for cpu in /sys/devices/system/cpu/cpu[0-9]*/online; do
+    echo 1 >"$cpu"
 done
 
-# The virtio port called $1.
-port() {
-    local name
-    for name in /sys/class/virtio-ports/*/name; do
-        if [ "$(<"$name")" = "$1" ]; then
-            name=${name%/name}
-            echo "/dev/${name##*/}"
+# The loaded ones make their devices before udev listens, which saves time.
+$b modprobe -q ublk_drv
+$b modprobe -q nbd nbds_max=4
+$b modprobe -q loop
+$b modprobe -q configfs
+
+$b mkdir -p /dev/pts /dev/shm /run/lock /run/udev
+cat_fstab() {
+    echo "devpts  /dev/pts            devpts   gid=5,mode=620,ptmxmode=666 0 0"
+    echo "shm     /dev/shm            tmpfs    mode=1777                   0 0"
+    echo "tmp     /tmp                tmpfs    mode=1777,size=80%          0 0"
+    echo "debug   /sys/kernel/debug   debugfs  defaults                    0 0"
+    echo "trace   /sys/kernel/tracing tracefs  defaults                    0 0"
+    echo "config  /sys/kernel/config  configfs defaults                    0 0"
+    echo "cgroup2 /sys/fs/cgroup      cgroup2  defaults                    0 0"
+    for serial in /sys/block/vd*/serial; do
+        read -r name <"$serial"
+        disk=${serial%/serial}
+        disk=/dev/${disk##*/}
+        case $name in
+            payload) echo "$disk /payload ext4 defaults 0 0" ;;
+            drive*) $b ln -s "$disk" "/dev/$name" ;;
+        esac
+    done
+}
+cat_fstab >/run/blockhaus/fstab
+$b mount -a -T /run/blockhaus/fstab
+$b ln -sfn /proc/self/fd /dev/fd
+for at in 0:stdin 1:stdout 2:stderr; do
+    $b ln -sfn "/proc/self/fd/${at%:*}" "/dev/${at#*:}"
+done
+echo blockhaus-guest >/proc/sys/kernel/hostname
+$b ip link set lo up
+/usr/lib/systemd/systemd-udevd --daemon
+
+# Set port to the device of the virtio port called $1.
+find_port() {
+    for file in /sys/class/virtio-ports/*/name; do
+        read -r name <"$file"
+        if [ "$name" = "$1" ]; then
+            port=${file%/name}
+            port=/dev/${port##*/}
         fi
     done
 }
 
+# Wait until process $1 has ended, for at most $2 times 20 ms.
+wait_a_while() {
+    tries=0
+    while [ -e "/proc/$1" ] && [ $tries -lt "$2" ]; do
+        tries=$((tries + 1))
+        $b usleep 20000
+    done
+}
+
+find_port blockhaus.status
+status_port=$port
+exec 9>"$status_port"
+echo started >&9
+
 if [ -e /run/blockhaus/command ]; then
     # A port can be opened once only, and commands reopen /dev/stderr: they get
     # a pipe, which a second process empties into the port.
-    mkfifo /run/blockhaus/out
-    cat /run/blockhaus/out >"$(port blockhaus.out)" &
+    find_port blockhaus.out
+    $b mkfifo /run/blockhaus/out
+    $b cat /run/blockhaus/out >"$port" 9>&- &
     drain=$!
-    setsid bash /run/blockhaus/command </dev/null >/run/blockhaus/out 2>&1
+    $b setsid bash /run/blockhaus/command </dev/null >/run/blockhaus/out 2>&1 9>&-
     status=$?
     # What the command left running may hold the pipe for ever.
-    for ((i = 0; i < 100; i++)); do
-        kill -0 $drain 2>/dev/null || break
-        [ $i -ge 5 ] && sleep 0.02 || sleep 0.002
-    done
+    wait_a_while $drain 100
 else
-    [ -n "$terminal_size" ] && stty -F /dev/hvc0 $terminal_size
-    PS1='\u@\h \w # ' setsid -c bash --norc -i </dev/hvc0 >/dev/hvc0 2>&1
+    [ -n "$terminal_size" ] && $b stty -F /dev/hvc0 $terminal_size
+    PS1='\u@\h \w # ' $b setsid -c bash --norc -i </dev/hvc0 >/dev/hvc0 2>&1 9>&-
     status=$?
 fi
 
 # Disks that are kept get what was written; a stuck device may not stop us.
 if [ "$drives" -gt 0 ]; then
-    sync &
-    for ((i = 0; i < 250; i++)); do
-        kill -0 $! 2>/dev/null || break
-        sleep 0.02
-    done
+    $b sync &
+    wait_a_while $! 250
 fi
-echo "exit $status" >"$(port blockhaus.status)"
+echo "exit $status" >&9
 echo o >/proc/sysrq-trigger
-while :; do sleep 1; done
+while :; do $b sleep 1; done

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/bin/busybox sh
 # The guest's first program: find the root, hand over to guest-init.sh there.
 b=/bin/busybox
 $b mount -t proc proc /proc
@@ -8,31 +8,36 @@ for module in /modules/*; do
     $b insmod "$module" || echo "blockhaus: $module did not load"
 done
 
-# The disk that QEMU calls $1. Probing may take a moment longer than insmod.
-disk() {
+# Set disk to the device that QEMU calls $1. It may come a moment after insmod.
+find_disk() {
     tries=0
     while [ $tries -lt 200 ]; do
         for serial in /sys/block/vd*/serial; do
-            if [ "$($b cat "$serial" 2>/dev/null)" = "$1" ]; then
-                name=${serial%/serial}
-                echo "/dev/${name##*/}"
+            name=
+            read -r name 2>/dev/null <"$serial"
+            if [ "$name" = "$1" ]; then
+                disk=${serial%/serial}
+                disk=/dev/${disk##*/}
                 return
             fi
         done
         tries=$((tries + 1))
         $b usleep 20000
     done
-    echo "blockhaus: there is no disk called $1" >&2
+    echo "blockhaus: there is no disk called $1"
 }
 
 . /order/settings
-$b mount -t ext4 "$(disk root)" /newroot
+find_disk root
+$b mount -t ext4 "$disk" /newroot
 $b mkdir -p "/newroot/usr/lib/modules/$release"
-$b mount -t ext4 -o ro "$(disk modules)" "/newroot/usr/lib/modules/$release"
+find_disk modules
+$b mount -t ext4 -o ro "$disk" "/newroot/usr/lib/modules/$release"
 $b mount -t tmpfs -o mode=755 run /newroot/run
 $b cp -r /order /newroot/run/blockhaus
+$b cp $b /newroot/run/blockhaus/busybox
 for fs in proc sys dev; do
     $b mount --move /$fs /newroot/$fs
 done
-exec $b switch_root /newroot /run/blockhaus/init
+exec $b switch_root /newroot /run/blockhaus/busybox sh /run/blockhaus/init
 # exec fails when there is no root: PID 1 ends, and the kernel panics and says so.

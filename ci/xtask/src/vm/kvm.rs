@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::machine::Machine;
+use super::machine::{Machine, Outcome};
 use super::qemu::Accelerator;
 use crate::{paths, say};
 
@@ -26,8 +26,8 @@ pub(super) fn works(kernel: &str) -> Result<bool> {
     }
     say::step("there is a /dev/kvm; finding out whether it boots a guest (once, 10 s at most)");
     let machine = Machine { timeout: Some(PROBE), ..Machine::with_kernel(kernel) };
-    let booted = machine.boot(Accelerator::Kvm, Some("true"), |_| {});
-    let works = booted.is_ok_and(|status| status.success());
+    let booted = machine.boot(Accelerator::Kvm, Some("true"), PROBE, &mut |_| {});
+    let works = matches!(booted, Ok(Outcome::Exited(status)) if status.success());
     say::step(if works { "KVM works" } else { "KVM does not work here; emulating instead" });
     paths::write_whole(&file, if works { b"yes" } else { b"no" })?;
     Ok(works)

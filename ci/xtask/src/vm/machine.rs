@@ -14,10 +14,16 @@ use super::kernel::{self, Kernel};
 use super::payload::{self, Payload};
 use super::qemu::{Accelerator, Setup, Terminal};
 use super::{kvm, recipe, rootfs};
-use crate::{host, paths, run};
+use crate::{host, paths, run, say};
 
 /// How long a command may take when nothing else is said.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// How long a guest may take to begin its command, on a busy host.
+const BOOT: Duration = Duration::from_secs(180);
+
+/// How often a guest that never begins is booted again.
+const BOOT_ATTEMPTS: u32 = 3;
 
 /// How long a guest may take to power off after its command has ended.
 const POWER_OFF: Duration = Duration::from_secs(10);
@@ -40,7 +46,7 @@ pub struct Machine {
     pub payload: Vec<Payload>,
     /// Raw disk images that the guest may change; they are `/dev/drive0` and so on.
     pub drives: Vec<PathBuf>,
-    /// When to give up; `None` waits for ever.
+    /// When to give up on the command; `None` waits for ever. Booting is apart.
     pub timeout: Option<Duration>,
 }
 
@@ -93,13 +99,38 @@ impl Machine {
     }
 
     /// [`Machine::run`], with the bytes as they come.
-    pub fn run_bytes(&self, command: &str, on_bytes: impl FnMut(&[u8])) -> Result<ExitStatusCode> {
-        self.boot(self.accelerator()?, Some(command), on_bytes)
+    pub fn run_bytes(
+        &self,
+        command: &str,
+        mut on_bytes: impl FnMut(&[u8]),
+    ) -> Result<ExitStatusCode> {
+        self.boot_surely(Some(command), &mut on_bytes)
     }
 
     /// A shell on this terminal.
     pub fn shell(&self) -> Result<ExitStatusCode> {
-        self.boot(self.accelerator()?, None, |_| {})
+        self.boot_surely(None, &mut |_| {})
+    }
+
+    /// Boot, and boot again when the guest fails before its command begins: an
+    /// emulator under load does that now and then, and nothing has happened yet.
+    fn boot_surely(
+        &self,
+        script: Option<&str>,
+        on_bytes: &mut dyn FnMut(&[u8]),
+    ) -> Result<ExitStatusCode> {
+        let accelerator = self.accelerator()?;
+        for attempt in 1.. {
+            match self.boot(accelerator, script, BOOT, on_bytes)? {
+                Outcome::Exited(code) => return Ok(code),
+                Outcome::NeverStarted(why) if attempt == BOOT_ATTEMPTS => bail!("{why}"),
+                Outcome::NeverStarted(why) => {
+                    let what = why.lines().next().unwrap_or_default();
+                    say::step(format!("the guest did not come up, trying again: {what}"));
+                }
+            }
+        }
+        unreachable!("the last attempt returns")
     }
 
     fn accelerator(&self) -> Result<Accelerator> {
@@ -111,13 +142,14 @@ impl Machine {
         })
     }
 
-    /// Boot with `accelerator`, run, and read the status.
+    /// Boot once with `accelerator`, within `boot_limit`; run, and read the status.
     pub(super) fn boot(
         &self,
         accelerator: Accelerator,
         script: Option<&str>,
-        mut on_bytes: impl FnMut(&[u8]),
-    ) -> Result<ExitStatusCode> {
+        boot_limit: Duration,
+        on_bytes: &mut dyn FnMut(&[u8]),
+    ) -> Result<Outcome> {
         if let Some(drive) = self.drives.iter().find(|drive| !drive.is_file()) {
             bail!("there is no {}; make it first, such as with truncate", drive.display());
         }
@@ -157,7 +189,8 @@ impl Machine {
         }
         let child = run::die_with_us(&mut qemu).spawn().context("cannot start QEMU")?;
         let mut running = Running { child, status: &status };
-        let ended = running.watch(self.timeout, &mut on_bytes)?;
+        let ended = running.watch(boot_limit, self.timeout, on_bytes)?;
+        drop(running);
         ended.explained(&status, &console, &errors)
     }
 
@@ -227,6 +260,14 @@ impl Drop for Running<'_> {
     }
 }
 
+/// What came of one boot.
+pub(super) enum Outcome {
+    /// The command ended with this status.
+    Exited(ExitStatusCode),
+    /// The guest failed before the command began; why.
+    NeverStarted(String),
+}
+
 /// How a machine ended.
 enum Ended {
     ByItself,
@@ -236,10 +277,15 @@ enum Ended {
 impl Running<'_> {
     /// Pass output on until QEMU ends; end it when it is too late, or when the
     /// status is known and the guest does not manage to power off.
-    fn watch(&mut self, timeout: Option<Duration>, on_bytes: &mut impl FnMut(&[u8])) -> Result<Ended> {
-        let started = Instant::now();
+    fn watch(
+        &mut self,
+        boot_limit: Duration,
+        timeout: Option<Duration>,
+        on_bytes: &mut dyn FnMut(&[u8]),
+    ) -> Result<Ended> {
         let output = self.reader();
-        let mut known_since: Option<Instant> = None;
+        let mut guest = Status::Booting;
+        let mut since = Instant::now();
         loop {
             match output.recv_timeout(Duration::from_millis(100)) {
                 Ok(bytes) => on_bytes(&bytes),
@@ -251,15 +297,16 @@ impl Running<'_> {
                     std::thread::sleep(Duration::from_millis(5));
                 }
             }
-            if known_since.is_none() && read_status(self.status).is_some() {
-                known_since = Some(Instant::now());
+            let now = Status::read(self.status);
+            if now != guest {
+                (guest, since) = (now, Instant::now());
             }
-            if known_since.is_some_and(|since| since.elapsed() > POWER_OFF) {
-                return Ok(Ended::ByItself);
-            }
-            if let Some(limit) = timeout.filter(|limit| started.elapsed() > *limit)
-                && known_since.is_none()
-            {
+            let limit = match guest {
+                Status::Booting => Some(boot_limit),
+                Status::Started => timeout,
+                Status::Exited(_) => Some(POWER_OFF),
+            };
+            if let Some(limit) = limit.filter(|limit| since.elapsed() > *limit) {
                 return Ok(Ended::TooLate(limit));
             }
         }
@@ -281,17 +328,32 @@ impl Running<'_> {
     }
 }
 
-/// The status that the guest wrote as its last words: `exit N`.
-fn read_status(file: &Path) -> Option<ExitStatusCode> {
-    let text = fs::read_to_string(file).ok()?;
-    text.strip_suffix('\n')?.strip_prefix("exit ")?.parse().ok().map(ExitStatusCode)
+/// How far a guest has come: it writes `started`, and then `exit N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Booting,
+    Started,
+    Exited(ExitStatusCode),
+}
+
+impl Status {
+    fn read(file: &Path) -> Self {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let code = |line: &str| line.strip_prefix("exit ")?.parse().ok().map(ExitStatusCode);
+        match whole.lines().last() {
+            None => Self::Booting,
+            Some(line) => code(line).map_or(Self::Started, Self::Exited),
+        }
+    }
 }
 
 impl Ended {
     /// The status, or why there is none.
-    fn explained(self, status: &Path, console: &Path, errors: &Path) -> Result<ExitStatusCode> {
-        if let Some(code) = read_status(status) {
-            return Ok(code);
+    fn explained(self, status: &Path, console: &Path, errors: &Path) -> Result<Outcome> {
+        let status = Status::read(status);
+        if let Status::Exited(code) = status {
+            return Ok(Outcome::Exited(code));
         }
         let log = fs::read(console).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -304,11 +366,15 @@ impl Ended {
             Self::ByItself if !said.trim().is_empty() => format!("QEMU failed: {}", said.trim()),
             Self::ByItself => "the machine ended before its command did".into(),
         };
-        bail!(
+        let why = format!(
             "{what}. The last lines of its console ({}):\n{}",
             console.display(),
             run::last_lines(&log, 30)
-        )
+        );
+        match status {
+            Status::Booting => Ok(Outcome::NeverStarted(why)),
+            _ => bail!("{why}"),
+        }
     }
 }
 
@@ -329,11 +395,17 @@ mod tests {
 
     #[test]
     fn a_status_counts_only_when_it_is_whole() {
-        let dir = std::env::temp_dir();
-        let file = dir.join(paths::unique_name());
-        for (text, status) in [("exit 3\n", Some(3)), ("exit 12", None), ("", None), ("x\n", None)] {
+        let file = std::env::temp_dir().join(paths::unique_name());
+        let exited = |code| Status::Exited(ExitStatusCode(code));
+        for (text, status) in [
+            ("", Status::Booting),
+            ("start", Status::Booting),
+            ("started\n", Status::Started),
+            ("started\nexit 1", Status::Started),
+            ("started\nexit 12\n", exited(12)),
+        ] {
             fs::write(&file, text).unwrap();
-            assert_eq!(read_status(&file), status.map(ExitStatusCode), "{text:?}");
+            assert_eq!(Status::read(&file), status, "{text:?}");
         }
         fs::remove_file(&file).unwrap();
     }

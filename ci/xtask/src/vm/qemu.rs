@@ -94,9 +94,10 @@ impl Setup<'_> {
 }
 
 /// No waiting before a reboot, which ends the machine; no mitigations, which
-/// cost much when emulated; a watchdog would only misread a slow host.
+/// cost much when emulated; a watchdog would only misread a slow host. The
+/// guest's init brings the other CPUs up, and says there why not the kernel.
 const COMMAND_LINE: &str =
-    "console=ttyS0 panic=-1 mitigations=off nowatchdog random.trust_cpu=on loglevel=6";
+    "console=ttyS0 panic=-1 mitigations=off nowatchdog random.trust_cpu=on loglevel=6 maxcpus=1";
 
 impl Accelerator {
     fn args(self, cpus: u32) -> Vec<String> {
