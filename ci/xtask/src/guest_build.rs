@@ -101,4 +101,12 @@ not json
         assert_eq!(executable(messages), Some(PathBuf::from("/x/blockhaus")));
         assert_eq!(executable("{}"), None);
     }
+
+    #[test]
+    #[ignore = "builds in release mode, which takes minutes"]
+    fn a_built_binary_needs_no_interpreter() {
+        let binary = static_binary("xtask", Target::Bin("xtask")).unwrap();
+        let headers = run::output(Command::new("readelf").arg("-l").arg(binary)).unwrap();
+        assert!(!headers.contains("INTERP"), "{headers}");
+    }
 }

@@ -19,13 +19,9 @@ pub fn quiet(command: &mut Command) -> Result<()> {
 /// Run it and return its stdout.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = shown(command);
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start `{line}`"))?;
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))?;
     if !out.status.success() {
-        let words = String::from_utf8_lossy(&out.stderr).into_owned()
-            + &String::from_utf8_lossy(&out.stdout);
+        let words = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
         bail!("`{line}` failed ({}):\n{}", out.status, last_lines(&words, SHOWN_LINES));
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())

@@ -124,9 +124,7 @@ fn list(refresh: bool) -> Result<()> {
         let (version, state) = match kernel::cached(&name).filter(|_| !refresh) {
             Some(kernel) => (format!("{} ({})", kernel.release, kernel.suite), "cached"),
             None => match kernel::resolve(&name, &recipe, refresh) {
-                Ok((suite, choice)) => {
-                    (format!("{} ({})", choice.version, suite.name()), "not cached")
-                }
+                Ok((suite, choice)) => (format!("{} ({})", choice.version, suite.name()), "not cached"),
                 Err(error) => (format!("{error:#}").lines().next().unwrap_or("").into(), "unknown"),
             },
         };

@@ -46,9 +46,7 @@ impl Writer {
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
         // inode, mode, uid, gid, links, mtime, size, device of the file system,
         // device of the entry, length of the name, checksum
-        let fields = [
-            self.entries, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
-        ];
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
             self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());

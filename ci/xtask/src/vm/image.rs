@@ -16,12 +16,7 @@ pub fn ext4_as_root(dir: &Path, image: &Path, free_mib: u64) -> Result<()> {
     ext4_with(run::as_root("mke2fs"), dir, image, free_mib)
 }
 
-fn ext4_with(
-    mut mke2fs: std::process::Command,
-    dir: &Path,
-    image: &Path,
-    free_mib: u64,
-) -> Result<()> {
+fn ext4_with(mut mke2fs: std::process::Command, dir: &Path, image: &Path, free_mib: u64) -> Result<()> {
     let mut du = run::as_root("du");
     let words = run::output(du.args(["--summarize", "--block-size=1M", "--apparent-size"]).arg(dir))?;
     let used: u64 = words.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(1024);

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::machine::{Machine, Outcome};
+use super::machine::Machine;
 use super::qemu::Accelerator;
+use super::watch::Outcome;
 use crate::{paths, say};
 
 /// How long a guest may take to prove it.

@@ -1,11 +1,9 @@
 //! One machine, from its description to its command's exit status.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -13,6 +11,7 @@ use super::initrd::{self, Order};
 use super::kernel::{self, Kernel};
 use super::payload::{self, Payload};
 use super::qemu::{Accelerator, Setup, Terminal};
+use super::watch::{Outcome, Running};
 use super::{kvm, recipe, rootfs};
 use crate::{host, paths, run, say};
 
@@ -24,9 +23,6 @@ const BOOT: Duration = Duration::from_secs(180);
 
 /// How often a guest that never begins is booted again.
 const BOOT_ATTEMPTS: u32 = 3;
-
-/// How long a guest may take to power off after its command has ended.
-const POWER_OFF: Duration = Duration::from_secs(10);
 
 /// How many consoles of earlier runs are kept.
 const LOGS_KEPT: usize = 50;
@@ -99,11 +95,7 @@ impl Machine {
     }
 
     /// [`Machine::run`], with the bytes as they come.
-    pub fn run_bytes(
-        &self,
-        command: &str,
-        mut on_bytes: impl FnMut(&[u8]),
-    ) -> Result<ExitStatusCode> {
+    pub fn run_bytes(&self, command: &str, mut on_bytes: impl FnMut(&[u8])) -> Result<ExitStatusCode> {
         self.boot_surely(Some(command), &mut on_bytes)
     }
 
@@ -114,11 +106,7 @@ impl Machine {
 
     /// Boot, and boot again when the guest fails before its command begins: an
     /// emulator under load does that now and then, and nothing has happened yet.
-    fn boot_surely(
-        &self,
-        script: Option<&str>,
-        on_bytes: &mut dyn FnMut(&[u8]),
-    ) -> Result<ExitStatusCode> {
+    fn boot_surely(&self, script: Option<&str>, on_bytes: &mut dyn FnMut(&[u8])) -> Result<ExitStatusCode> {
         let accelerator = self.accelerator()?;
         for attempt in 1.. {
             match self.boot(accelerator, script, BOOT, on_bytes)? {
@@ -163,8 +151,7 @@ impl Machine {
         let order = Order { script, settings: self.settings(&kernel, script.is_none()) };
         fs::write(&initrd, initrd::build(&kernel, &order)?).context("cannot write the initrd")?;
 
-        let mut images =
-            vec![("root", rootfs::ensure(false)?), ("modules", kernel.modules_image())];
+        let mut images = vec![("root", rootfs::ensure(false)?), ("modules", kernel.modules_image())];
         if !self.payload.is_empty() {
             images.push(("payload", payload::image(&self.payload, scratch.path())?));
         }
@@ -247,137 +234,6 @@ impl Lines {
     }
 }
 
-/// A QEMU process, which never outlives this value.
-struct Running<'a> {
-    child: Child,
-    status: &'a Path,
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What came of one boot.
-pub(super) enum Outcome {
-    /// The command ended with this status.
-    Exited(ExitStatusCode),
-    /// The guest failed before the command began; why.
-    NeverStarted(String),
-}
-
-/// How a machine ended.
-enum Ended {
-    ByItself,
-    TooLate(Duration),
-}
-
-impl Running<'_> {
-    /// Pass output on until QEMU ends; end it when it is too late, or when the
-    /// status is known and the guest does not manage to power off.
-    fn watch(
-        &mut self,
-        boot_limit: Duration,
-        timeout: Option<Duration>,
-        on_bytes: &mut dyn FnMut(&[u8]),
-    ) -> Result<Ended> {
-        let output = self.reader();
-        let mut guest = Status::Booting;
-        let mut since = Instant::now();
-        loop {
-            match output.recv_timeout(Duration::from_millis(100)) {
-                Ok(bytes) => on_bytes(&bytes),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    if self.child.try_wait()?.is_some() {
-                        return Ok(Ended::ByItself);
-                    }
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-            let now = Status::read(self.status);
-            if now != guest {
-                (guest, since) = (now, Instant::now());
-            }
-            let limit = match guest {
-                Status::Booting => Some(boot_limit),
-                Status::Started => timeout,
-                Status::Exited(_) => Some(POWER_OFF),
-            };
-            if let Some(limit) = limit.filter(|limit| since.elapsed() > *limit) {
-                return Ok(Ended::TooLate(limit));
-            }
-        }
-    }
-
-    fn reader(&mut self) -> Receiver<Vec<u8>> {
-        let (send, receive) = mpsc::sync_channel(64);
-        if let Some(mut stdout) = self.child.stdout.take() {
-            std::thread::spawn(move || {
-                let mut buffer = vec![0; 64 << 10];
-                while let Ok(count) = stdout.read(&mut buffer) {
-                    if count == 0 || send.send(buffer[..count].to_vec()).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        receive
-    }
-}
-
-/// How far a guest has come: it writes `started`, and then `exit N`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    Booting,
-    Started,
-    Exited(ExitStatusCode),
-}
-
-impl Status {
-    fn read(file: &Path) -> Self {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let code = |line: &str| line.strip_prefix("exit ")?.parse().ok().map(ExitStatusCode);
-        match whole.lines().last() {
-            None => Self::Booting,
-            Some(line) => code(line).map_or(Self::Started, Self::Exited),
-        }
-    }
-}
-
-impl Ended {
-    /// The status, or why there is none.
-    fn explained(self, status: &Path, console: &Path, errors: &Path) -> Result<Outcome> {
-        let status = Status::read(status);
-        if let Status::Exited(code) = status {
-            return Ok(Outcome::Exited(code));
-        }
-        let log = fs::read(console).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let said = fs::read_to_string(errors).unwrap_or_default();
-        let what = match self {
-            Self::TooLate(limit) => {
-                format!("the machine was not done after {} s and was ended", limit.as_secs())
-            }
-            Self::ByItself if log.contains("Kernel panic") => "the guest's kernel panicked".into(),
-            Self::ByItself if !said.trim().is_empty() => format!("QEMU failed: {}", said.trim()),
-            Self::ByItself => "the machine ended before its command did".into(),
-        };
-        let why = format!(
-            "{what}. The last lines of its console ({}):\n{}",
-            console.display(),
-            run::last_lines(&log, 30)
-        );
-        match status {
-            Status::Booting => Ok(Outcome::NeverStarted(why)),
-            _ => bail!("{why}"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,22 +247,5 @@ mod tests {
         }
         lines.finish(&mut |line: &str| seen.push(line.to_string()));
         assert_eq!(seen, ["ab", "c", "", "de"]);
-    }
-
-    #[test]
-    fn a_status_counts_only_when_it_is_whole() {
-        let file = std::env::temp_dir().join(paths::unique_name());
-        let exited = |code| Status::Exited(ExitStatusCode(code));
-        for (text, status) in [
-            ("", Status::Booting),
-            ("start", Status::Booting),
-            ("started\n", Status::Started),
-            ("started\nexit 1", Status::Started),
-            ("started\nexit 12\n", exited(12)),
-        ] {
-            fs::write(&file, text).unwrap();
-            assert_eq!(Status::read(&file), status, "{text:?}");
-        }
-        fs::remove_file(&file).unwrap();
     }
 }

@@ -19,6 +19,7 @@ mod payload;
 mod qemu;
 mod sources;
 mod version;
+mod watch;
 
 pub use machine::{DEFAULT_TIMEOUT, ExitStatusCode, Machine};
 pub use payload::Payload;

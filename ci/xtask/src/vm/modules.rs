@@ -5,8 +5,7 @@ use std::collections::{HashMap, HashSet};
 /// Wanted on the way to the root. What a kernel has built in is not listed in
 /// its `modules.dep`, and is left out; `crc32c_generic` is a wish of ext4 that
 /// older kernels express only softly.
-const WANTED: &[&str] =
-    &["crc32c_generic", "virtio_pci", "virtio_blk", "virtio_console", "ext4"];
+const WANTED: &[&str] = &["crc32c_generic", "virtio_pci", "virtio_blk", "virtio_console", "ext4"];
 
 /// The files to load, each after those that it depends on.
 pub fn boot_order(modules_dep: &str) -> Vec<String> {

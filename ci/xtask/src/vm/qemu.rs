@@ -83,9 +83,7 @@ impl Setup<'_> {
         }
         for (at, path) in self.drives.iter().enumerate() {
             let (file, cache) = (option(path), cache_mode(path));
-            let drive = format!(
-                "if=none,id=drive{at},format=raw,cache={cache},discard=unmap,file={file}"
-            );
+            let drive = format!("if=none,id=drive{at},format=raw,cache={cache},discard=unmap,file={file}");
             qemu.args(["-drive", &drive]);
             qemu.args(["-device", &format!("virtio-blk-pci,drive=drive{at},serial=drive{at}")]);
         }

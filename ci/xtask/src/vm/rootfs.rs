@@ -56,10 +56,7 @@ fn build(recipe: &RootfsRecipe, image: &Path) -> Result<()> {
     suite.update()?;
     let scratch = paths::Scratch::new_in(&paths::vm_dir("tmp")?)?;
     let tree = RootTree(scratch.path().join("root"));
-    say::step(format!(
-        "making a root file system of Debian {} (about two minutes, once)",
-        recipe.suite
-    ));
+    say::step(format!("making a root file system of Debian {} (about two minutes, once)", recipe.suite));
     run::quiet(
         run::as_root("debootstrap")
             .env("DEBIAN_FRONTEND", "noninteractive")

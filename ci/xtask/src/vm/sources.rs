@@ -72,8 +72,17 @@ impl Entry {
     /// updates or of another project that serves packages for Debian.
     fn archive(&self) -> Option<String> {
         const SUITES: &[&str] = &[
-            "stable", "oldstable", "oldoldstable", "testing", "unstable", "sid", "bullseye",
-            "bookworm", "trixie", "forky", "duke",
+            "stable",
+            "oldstable",
+            "oldoldstable",
+            "testing",
+            "unstable",
+            "sid",
+            "bullseye",
+            "bookworm",
+            "trixie",
+            "forky",
+            "duke",
         ];
         let ours = self.components.iter().any(|c| c == "main")
             && self.suites.iter().any(|s| SUITES.contains(&s.split('-').next().unwrap_or(s)));

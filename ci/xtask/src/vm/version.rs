@@ -7,8 +7,7 @@ use std::cmp::Ordering;
 pub fn compare(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     while !a.is_empty() || !b.is_empty() {
-        while a.first().is_some_and(|c| !c.is_ascii_digit())
-            || b.first().is_some_and(|c| !c.is_ascii_digit())
+        while a.first().is_some_and(|c| !c.is_ascii_digit()) || b.first().is_some_and(|c| !c.is_ascii_digit())
         {
             let order = weight(a).cmp(&weight(b));
             if order != Ordering::Equal {
@@ -56,8 +55,7 @@ pub struct Range(pub String, pub String);
 impl Range {
     /// Whether `version` lies in it.
     pub fn contains(&self, version: &str) -> bool {
-        compare(&self.0, version) != Ordering::Greater
-            && compare(version, &self.1) == Ordering::Less
+        compare(&self.0, version) != Ordering::Greater && compare(version, &self.1) == Ordering::Less
     }
 }
 
@@ -68,8 +66,19 @@ mod tests {
     #[test]
     fn versions_are_ordered_as_dpkg_orders_them() {
         let ordered = [
-            "6.1.0-9", "6.1.0-47", "6.1.0-50", "6.12.94+deb13", "6.12.107+deb13", "6.19.14+deb13",
-            "7.2.9+deb14", "7.2.12+deb14", "7.3~rc6", "7.3~rc7", "7.3", "7.3.1", "10.0",
+            "6.1.0-9",
+            "6.1.0-47",
+            "6.1.0-50",
+            "6.12.94+deb13",
+            "6.12.107+deb13",
+            "6.19.14+deb13",
+            "7.2.9+deb14",
+            "7.2.12+deb14",
+            "7.3~rc6",
+            "7.3~rc7",
+            "7.3",
+            "7.3.1",
+            "10.0",
         ];
         for pair in ordered.windows(2) {
             assert_eq!(compare(pair[0], pair[1]), Ordering::Less, "{pair:?}");
