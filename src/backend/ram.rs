@@ -30,8 +30,11 @@ impl Ram {
     pub fn new(size: u64, block_size: u32, huge_pages: bool) -> Result<Ram> {
         let what = || format!("cannot make a RAM disk of {size} bytes");
         if size == 0 || size % u64::from(block_size) != 0 {
-            return Err(Error::invalid(what(), format!("the size is no multiple of the block size {block_size}, or 0"))
-                .cure("give a size such as ram:512M"));
+            return Err(Error::invalid(
+                what(),
+                format!("the size is no multiple of the block size {block_size}, or 0"),
+            )
+            .cure("give a size such as ram:512M"));
         }
         let huge_pages = if huge_pages { HugePages::Wanted } else { HugePages::Never };
         let memory = Mapping::anonymous(size, huge_pages)
@@ -57,7 +60,10 @@ impl Backend for Ram {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::WRITE | Capabilities::DISCARD | Capabilities::DISCARD_ZEROES | Capabilities::WRITE_ZEROES
+        Capabilities::WRITE
+            | Capabilities::DISCARD
+            | Capabilities::DISCARD_ZEROES
+            | Capabilities::WRITE_ZEROES
     }
 
     fn open_queue(&self, _context: &QueueContext<'_>) -> Result<RamQueue> {

@@ -34,14 +34,17 @@ pub(super) fn open(options: &Options) -> Result<File> {
     let metadata = fs::metadata(path).map_err(|error| {
         let error = failed(path, error);
         match error.kind() {
-            Kind::NotFound => error.cure(format!("to create it, say how large: file:{},size=10G", path.display())),
+            Kind::NotFound => {
+                error.cure(format!("to create it, say how large: file:{},size=10G", path.display()))
+            }
             _ => error,
         }
     })?;
     let kind = check_kind(path, &metadata)?;
     let Opened { file, direct } = open_locked(options, kind, &mut notes)?;
     let size = settle_size(&file, options, kind, created.0.is_some(), &mut notes)?;
-    let logical_block_size = options.block_size.unwrap_or(direct.map_or(512, |needed| needed.offset.max(512)));
+    let logical_block_size =
+        options.block_size.unwrap_or(direct.map_or(512, |needed| needed.offset.max(512)));
     check_size(path, size, logical_block_size)?;
 
     let physical = match kind {
@@ -136,7 +139,8 @@ fn open_locked(options: &Options, kind: FileKind, notes: &mut Vec<String>) -> Re
         },
     };
     notes.push(format!("file: through the page cache, {why}"));
-    let file = file::open(path, how(options, kind, false)).map_err(|error| open_failed(options, kind, error))?;
+    let file =
+        file::open(path, how(options, kind, false)).map_err(|error| open_failed(options, kind, error))?;
     lock(&file, options)?;
     Ok(Opened { file, direct: None })
 }
@@ -253,7 +257,8 @@ fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, size
     match kind {
         FileKind::BlockDevice => {
             let longest = file::queue_limit(metadata, "discard_max_bytes").unwrap_or(0);
-            let unit = file::queue_limit(metadata, "discard_granularity").and_then(|unit| u32::try_from(unit).ok());
+            let unit =
+                file::queue_limit(metadata, "discard_granularity").and_then(|unit| u32::try_from(unit).ok());
             unit.filter(|_| longest > 0)
         }
         _ => file::can_punch_holes(file, size).then_some(4096),

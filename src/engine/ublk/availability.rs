@@ -49,5 +49,6 @@ pub fn why_missing() -> (String, String) {
 /// The one clear sentence.
 pub(super) fn missing() -> Error {
     let (why, cure) = why_missing();
-    Error::new(Kind::Unsupported, format!("this kernel ({}) has no ublk", system::kernel_release()), why).cure(cure)
+    Error::new(Kind::Unsupported, format!("this kernel ({}) has no ublk", system::kernel_release()), why)
+        .cure(cure)
 }

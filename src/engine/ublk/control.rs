@@ -45,14 +45,15 @@ impl Control {
         if !availability::load_driver() {
             return Err(availability::missing());
         }
-        let file = OpenOptions::new().read(true).write(true).open(availability::CONTROL_PATH).map_err(|error| {
-            let error = Error::system(format!("cannot open {}", availability::CONTROL_PATH), error);
-            match error.kind() {
-                Kind::Permission => error.cure("run as root"),
-                Kind::NotFound => availability::missing(),
-                _ => error,
-            }
-        })?;
+        let file =
+            OpenOptions::new().read(true).write(true).open(availability::CONTROL_PATH).map_err(|error| {
+                let error = Error::system(format!("cannot open {}", availability::CONTROL_PATH), error);
+                match error.kind() {
+                    Kind::Permission => error.cure("run as root"),
+                    Kind::NotFound => availability::missing(),
+                    _ => error,
+                }
+            })?;
         Ok(Control { file })
     }
 
@@ -76,7 +77,8 @@ impl Control {
     /// What the kernel says of device `id`. Somebody who may not ask for all devices asks again by
     /// the path of one, which is allowed to its owner (GET_DEV_INFO2).
     pub fn info(&self, id: u32) -> Result<Info> {
-        let (info, result) = self.exchange(cmd::GET_DEV_INFO, command(id), Info::default(), QUICK, &mut never);
+        let (info, result) =
+            self.exchange(cmd::GET_DEV_INFO, command(id), Info::default(), QUICK, &mut never);
         let result = match result {
             Ok(()) => Ok(info),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.info_by_path(id),
@@ -118,7 +120,8 @@ impl Control {
     /// The processors whose requests come to this queue.
     pub fn queue_affinity(&self, id: u32, queue: u16) -> Result<CpuMask> {
         let header = CtrlCmd { data: [u64::from(queue)], ..command(id) };
-        let (mask, result) = self.exchange(cmd::GET_QUEUE_AFFINITY, header, [0u64; MASK_LEN / 8], QUICK, &mut never);
+        let (mask, result) =
+            self.exchange(cmd::GET_QUEUE_AFFINITY, header, [0u64; MASK_LEN / 8], QUICK, &mut never);
         result.map_err(|error| device_error("ask for the processors of", id, error))?;
         let bytes: Vec<u8> = mask.iter().flat_map(|word| word.to_le_bytes()).collect();
         Ok(CpuMask::from_bitmap(&bytes))
@@ -132,7 +135,8 @@ impl Control {
 
     /// Takes the disk away. Its requests must be served until this returns.
     pub fn stop(&self, id: u32) -> Result<()> {
-        self.send(cmd::STOP_DEV, command(id), STOP, &mut never).map_err(|error| device_error("stop", id, error))
+        self.send(cmd::STOP_DEV, command(id), STOP, &mut never)
+            .map_err(|error| device_error("stop", id, error))
     }
 
     /// The same, refused (Busy) while somebody has the disk open. Since 7.0.
@@ -143,7 +147,8 @@ impl Control {
 
     /// Removes a device that was stopped; returns when its last reference is gone.
     pub fn delete(&self, id: u32) -> Result<()> {
-        self.send(cmd::DEL_DEV, command(id), DELETE, &mut never).map_err(|error| device_error("delete", id, error))
+        self.send(cmd::DEL_DEV, command(id), DELETE, &mut never)
+            .map_err(|error| device_error("delete", id, error))
     }
 
     /// The same without waiting, since 6.9; the id is free once the last reference is gone.
@@ -152,7 +157,13 @@ impl Control {
             .map_err(|error| device_error("delete", id, error))
     }
 
-    fn send(&self, opcode: u32, header: CtrlCmd, deadline: Duration, give_up: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    fn send(
+        &self,
+        opcode: u32,
+        header: CtrlCmd,
+        deadline: Duration,
+        give_up: &mut dyn FnMut() -> bool,
+    ) -> io::Result<()> {
         // SAFETY: the command points at nothing.
         unsafe { self.run(opcode, header, deadline, give_up) }
     }
@@ -211,7 +222,8 @@ fn device_error(what: &str, id: u32, error: io::Error) -> Error {
     let missing = error.raw_os_error() == Some(blockhaus_uapi::ublk::res::ABORT.abs());
     let what = format!("cannot {what} ublk device {id}");
     if missing {
-        return Error::new(Kind::NotFound, what, "there is no such device").cure("`blockhaus list` shows what there is");
+        return Error::new(Kind::NotFound, what, "there is no such device")
+            .cure("`blockhaus list` shows what there is");
     }
     let error = Error::system(what, error);
     match error.kind() {

@@ -27,7 +27,8 @@ impl Descriptors {
         }
         let stride = (usize::from(MAX_QUEUE_DEPTH) * descriptor_size).next_multiple_of(page_size());
         let offset = CMD_BUF_OFFSET + u64::from(queue) * stride as u64;
-        let mapping = Mapping::shared_read_only(device, offset, (usize::from(depth) * descriptor_size) as u64)?;
+        let mapping =
+            Mapping::shared_read_only(device, offset, (usize::from(depth) * descriptor_size) as u64)?;
         Ok(Descriptors { mapping, depth, descriptor_size })
     }
 
@@ -59,6 +60,10 @@ fn translate(descriptor: &IoDesc, tag: u16) -> Result<Io, Errno> {
     let mut flags = Flags::empty();
     flags.set(Flags::FUA, told.contains(IoFlags::FUA));
     flags.set(Flags::NO_UNMAP, told.contains(IoFlags::NOUNMAP));
+    if op == Op::Flush {
+        // A flush has no range; the driver leaves sector -1 there.
+        return Ok(Io { op, flags, offset: 0, len: 0, slot: tag });
+    }
     let offset = descriptor.start_sector.checked_mul(SECTOR_SIZE).ok_or(Errno::EINVAL)?;
     Ok(Io { op, flags, offset, len: u64::from(descriptor.nr_sectors) * SECTOR_SIZE, slot: tag })
 }
@@ -69,10 +74,17 @@ mod tests {
 
     #[test]
     fn sectors_become_bytes_and_unknown_operations_errors() {
-        let descriptor = IoDesc { op_flags: u32::from(op::WRITE) | IoFlags::FUA.bits(), nr_sectors: u32::MAX, start_sector: 3, addr: 0 };
+        let descriptor = IoDesc {
+            op_flags: u32::from(op::WRITE) | IoFlags::FUA.bits(),
+            nr_sectors: u32::MAX,
+            start_sector: 3,
+            addr: 0,
+        };
         let io = translate(&descriptor, 9).unwrap();
         assert_eq!((io.op, io.offset, io.len, io.slot), (Op::Write, 1536, u64::from(u32::MAX) * 512, 9));
         assert_eq!(io.flags, Flags::FUA);
+        let flush = IoDesc { op_flags: u32::from(op::FLUSH), nr_sectors: 0, start_sector: u64::MAX, addr: 0 };
+        assert_eq!(translate(&flush, 1).map(|io| (io.op, io.offset, io.len)), Ok((Op::Flush, 0, 0)));
         let zone_append = IoDesc { op_flags: u32::from(op::ZONE_APPEND), ..descriptor };
         assert_eq!(translate(&zone_append, 0), Err(Errno::EOPNOTSUPP));
         let far = IoDesc { start_sector: u64::MAX, ..descriptor };

@@ -65,7 +65,10 @@ struct Added {
 
 impl std::fmt::Debug for Added {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Added").field("info", &self.info).field("stopped", &self.stopped).finish_non_exhaustive()
+        f.debug_struct("Added")
+            .field("info", &self.info)
+            .field("stopped", &self.stopped)
+            .finish_non_exhaustive()
     }
 }
 
@@ -202,7 +205,9 @@ fn add(control: &Control, wanted: CtrlDevInfo) -> Result<CtrlDevInfo> {
             Error::new(Kind::Busy, format!("cannot make ublk device {id}"), format!("id {id} is in use"))
                 .cure("leave --id away, or see `blockhaus list` for what is taken")
         }
-        (io::ErrorKind::PermissionDenied, _) => Error::system("cannot make a ublk device", error).cure("run as root"),
+        (io::ErrorKind::PermissionDenied, _) => {
+            Error::system("cannot make a ublk device", error).cure("run as root")
+        }
         (_, NEW_DEV_ID) => Error::system("cannot make a ublk device", error).cure("dmesg may say more"),
         _ => Error::system(format!("cannot make ublk device {id}"), error)
             .cure("leave --id away to let the kernel choose"),
@@ -383,7 +388,9 @@ fn open_node(path: &Path) -> Result<File> {
         opened = Some(file);
         Ok(())
     })?;
-    opened.ok_or_else(|| Error::new(Kind::Failed, format!("cannot open {}", path.display()), "it did not appear"))
+    opened.ok_or_else(|| {
+        Error::new(Kind::Failed, format!("cannot open {}", path.display()), "it did not appear")
+    })
 }
 
 fn wait_for(path: &Path, attempt: &mut dyn FnMut() -> io::Result<()>) -> Result<()> {
@@ -392,7 +399,10 @@ fn wait_for(path: &Path, attempt: &mut dyn FnMut() -> io::Result<()>) -> Result<
     loop {
         match attempt() {
             Ok(()) => return Ok(()),
-            Err(error) if Instant::now() < until && matches!(error.kind(), NotFound | PermissionDenied | ResourceBusy) => {
+            Err(error)
+                if Instant::now() < until
+                    && matches!(error.kind(), NotFound | PermissionDenied | ResourceBusy) =>
+            {
                 sleep(RETRY);
             }
             // ENXIO: the node is there before its disk.

@@ -1,6 +1,8 @@
 //! A disk's shape as the driver's parameters.
 
-use blockhaus_uapi::ublk::{Attributes, ParamBasic, ParamDiscard, ParamDmaAlign, ParamSegment, ParamTypes, Params};
+use blockhaus_uapi::ublk::{
+    Attributes, ParamBasic, ParamDiscard, ParamDmaAlign, ParamSegment, ParamTypes, Params,
+};
 
 use crate::error::{Error, Result};
 use crate::io::{Capabilities, Geometry, SECTOR_SIZE};
@@ -23,7 +25,8 @@ pub(super) fn params(geometry: &Geometry, capabilities: Capabilities, max_io_siz
     // The driver ignores FUA on a device without a volatile cache, where it means nothing.
     attrs.set(Attributes::FUA, capabilities.contains(Capabilities::VOLATILE_CACHE | Capabilities::FUA));
     let physical = geometry.physical_block_size.max(geometry.logical_block_size);
-    let optimal = if geometry.optimal_io_size.is_power_of_two() { geometry.optimal_io_size } else { physical };
+    let optimal =
+        if geometry.optimal_io_size.is_power_of_two() { geometry.optimal_io_size } else { physical };
     let basic = ParamBasic {
         attrs,
         logical_bs_shift: shift(geometry.logical_block_size),
@@ -73,14 +76,19 @@ fn check(geometry: &Geometry) -> Result<()> {
     let block = geometry.logical_block_size;
     let what = "cannot show this disk through ublk";
     if !block.is_power_of_two() || u64::from(block) < SECTOR_SIZE || block as usize > page_size() {
-        let why = format!("its block size is {block}, and ublk takes a power of two from 512 to {}", page_size());
+        let why =
+            format!("its block size is {block}, and ublk takes a power of two from 512 to {}", page_size());
         return Err(Error::invalid(what, why).cure("give another --block-size"));
     }
     if !geometry.physical_block_size.is_power_of_two() {
-        return Err(Error::invalid(what, format!("its physical block size {} is no power of two", geometry.physical_block_size)));
+        return Err(Error::invalid(
+            what,
+            format!("its physical block size {} is no power of two", geometry.physical_block_size),
+        ));
     }
     if geometry.size == 0 || geometry.size % u64::from(block) != 0 {
-        let why = format!("its size of {} bytes is 0 or no multiple of the block size {block}", geometry.size);
+        let why =
+            format!("its size of {} bytes is 0 or no multiple of the block size {block}", geometry.size);
         return Err(Error::invalid(what, why).cure("give a size that is a multiple"));
     }
     Ok(())

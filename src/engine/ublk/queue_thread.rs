@@ -36,16 +36,19 @@ impl Seat {
         let what = |what: &str| format!("queue {}: {what}", self.queue);
         let cpus = self.pin().map_err(|error| Error::system(what("cannot be pinned"), error))?;
         thread::touch_stack();
-        let failed = |why: &'static str| move |error| Error::system(format!("queue {}: {why}", self.queue), error);
+        let failed =
+            |why: &'static str| move |error| Error::system(format!("queue {}: {why}", self.queue), error);
         // Declared in this order, so that the ring is dropped before the memory it works on.
         let descriptors = Descriptors::map(&self.device, self.queue, self.depth, self.descriptor_size)
             .map_err(failed("cannot map the descriptors"))?;
-        let buffers = Buffers::new(self.depth, self.max_io_size).map_err(failed("no memory for the buffers"))?;
+        let buffers =
+            Buffers::new(self.depth, self.max_io_size).map_err(failed("no memory for the buffers"))?;
         let ring = Ring::new(self.depth, self.remote.clone()).map_err(failed("cannot make an io_uring"))?;
         // SAFETY: the ring and all its clones are gone before the buffers, by the order above and
         // since the backend's queue, which has a clone, lives inside `Stack::serve`.
         let registered = unsafe { buffers.register(&ring) };
-        let file = ring.register_file(self.device.as_raw_fd()).map_err(failed("cannot register the device"))?;
+        let file =
+            ring.register_file(self.device.as_raw_fd()).map_err(failed("cannot register the device"))?;
         let tid = thread::current_id();
         seated(QueueThread {
             queue: self.queue,

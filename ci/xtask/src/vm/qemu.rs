@@ -101,7 +101,9 @@ impl Accelerator {
     fn args(self, cpus: u32) -> Vec<String> {
         let words = match self {
             Self::Kvm => format!("-accel kvm -cpu host -smp {cpus}"),
-            Self::Tcg => format!("-accel tcg,thread=multi -cpu max -smp {cpus}"),
+            // Without cmpxchg16b: QEMU 7.2's emulation of it leaves rubbish in EFLAGS, which
+            // kernels up to 6.12 run into in their memory allocator (double fault, GP fault).
+            Self::Tcg => format!("-accel tcg,thread=multi -cpu max,-cx16 -smp {cpus}"),
             Self::CountedTcg => "-accel tcg,thread=single -icount shift=0,sleep=off \
                                  -cpu max,-erms,-fsrm -smp 1"
                 .to_string(),
