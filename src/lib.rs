@@ -12,6 +12,8 @@
 //! may block) or [`backend::Backend`] (asynchronous, on the queue's own io_uring).
 
 pub mod backend;
+pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod holders;
@@ -19,4 +21,7 @@ pub mod io;
 pub mod payload;
 pub mod port;
 pub mod queue;
+pub mod registry;
 pub mod sandbox;
+pub mod server;
+pub mod stack;

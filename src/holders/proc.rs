@@ -51,7 +51,9 @@ pub(super) fn loops(device: &BlockDevice) -> Vec<Holder> {
 pub(super) fn openers(device: &BlockDevice, skip: impl Fn(i32) -> bool) -> Vec<Holder> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         if !skip(pid) && has_open(pid, device) {
             let name = process::name(pid).unwrap_or_else(|| "?".into());
             found.push(Holder::Process { pid, name });
@@ -114,7 +116,10 @@ mod tests {
             at: at.into(),
             partition: partition.map(str::to_owned),
         };
-        assert_eq!(found, [at("/mnt/with space", None), at("/mnt/p1", Some("ublkb0p1")), at("/mnt/btrfs", None)]);
+        assert_eq!(
+            found,
+            [at("/mnt/with space", None), at("/mnt/p1", Some("ublkb0p1")), at("/mnt/btrfs", None)]
+        );
     }
 
     #[test]
@@ -126,9 +131,14 @@ mod tests {
 
     #[test]
     fn octal_escapes() {
-        for (escaped, plain) in
-            [("a\\040b", "a b"), ("\\134", "\\"), ("\\", "\\"), ("\\04", "\\04"), ("\\999", "\\999"), ("é\\011", "é\t")]
-        {
+        for (escaped, plain) in [
+            ("a\\040b", "a b"),
+            ("\\134", "\\"),
+            ("\\", "\\"),
+            ("\\04", "\\04"),
+            ("\\999", "\\999"),
+            ("é\\011", "é\t"),
+        ] {
             assert_eq!(unescape(escaped), Path::new(plain), "{escaped}");
         }
     }

@@ -158,7 +158,9 @@ impl Other {
     pub fn kill(&self) -> io::Result<()> {
         let null = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: the descriptor is open, and no siginfo is passed.
-        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), libc::SIGKILL, null, 0) };
+        let result = unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), libc::SIGKILL, null, 0)
+        };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
@@ -236,7 +238,8 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_anything() {
-        let stat = parse_stat("12 (a) S 1 (b) R 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 1 1").unwrap();
+        let stat =
+            parse_stat("12 (a) S 1 (b) R 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 1 1").unwrap();
         assert_eq!(stat, Stat { state: 'R', start: 777 });
         assert_eq!(parse_stat(""), None);
         assert_eq!(parse_stat("1 (x) S 1"), None);

@@ -15,8 +15,10 @@ use super::clock::{Deadline, Duration};
 /// Waits until one of `fds` can be read (or written, where the second half says so), at most for
 /// `timeout`. Tells for each whether it can; one that was closed or failed can.
 pub fn poll(fds: &[(BorrowedFd<'_>, bool)], timeout: Duration) -> io::Result<Vec<bool>> {
-    let interest = |write: bool| if write { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|&(fd, write)| PollFd::new(fd, interest(write))).collect();
+    let interest =
+        |write: bool| if write { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+    let mut polled: Vec<PollFd<'_>> =
+        fds.iter().map(|&(fd, write)| PollFd::new(fd, interest(write))).collect();
     // Rounded up: a wait that ends early would make its caller spin through the last millisecond.
     let millis = timeout.as_micros().div_ceil(1000).min(60_000);
     let timeout = PollTimeout::from(millis as u16);

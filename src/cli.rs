@@ -1,0 +1,120 @@
+//! The whole command line. A program with spec types of its own has it too:
+//!
+//! ```no_run
+//! use blockhaus::stack::{SpecTable, SpecType};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let mine = SpecType {
+//!         name: "mine",
+//!         argument: "SIZE",
+//!         about: "A disk of my own.",
+//!         keys: Vec::new(),
+//!         open: Box::new(|spec, options| todo!()),
+//!     };
+//!     blockhaus::cli::run(SpecTable::builtin().register(mine))
+//! }
+//! ```
+//!
+//! One module a verb; a verb parses, calls and prints, and does nothing else.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::error::Result;
+use crate::stack::SpecTable;
+
+mod attach;
+mod background;
+mod completions;
+mod detach;
+mod features;
+mod gc;
+mod isolated;
+mod list;
+mod man;
+mod output;
+mod status;
+
+/// The name of the command, in help texts and file names.
+const NAME: &str = "blockhaus";
+
+/// Block devices served from a process: one command, a real disk.
+///
+/// blockhaus shows the kernel a disk, /dev/ublkbN, and serves it from memory, from a file or block
+/// device, or from a backend of your own. Each disk has a server process of its own, so that a
+/// crash takes one disk and no other. The command line talks to these servers over sockets in
+/// /run/blockhaus (or the folder named in BLOCKHAUS_RUN_DIR).
+#[derive(Debug, Parser)]
+#[command(name = NAME, version, propagate_version = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit status: 0 when it worked, 1 when it did not, 2 when the command line makes no sense."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Attach(attach::Arguments),
+    Detach(detach::Arguments),
+    List(list::Arguments),
+    Status(status::Arguments),
+    Features(features::Arguments),
+    Gc(gc::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
+    #[command(hide = true, name = crate::registry::isolated::VERB)]
+    Isolated(isolated::Arguments),
+}
+
+/// The definitions that parsing, help, completions and man pages all come from.
+fn command(table: &SpecTable) -> clap::Command {
+    let specs = table.help();
+    Cli::command().mut_subcommand("attach", |attach| attach.after_help(specs))
+}
+
+/// Does what this process's arguments say, with the spec types of `table`.
+pub fn run(table: SpecTable) -> ExitCode {
+    let parsed = command(&table).try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output, everything else to standard error; nobody reading is fine.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    match perform(cli.verb, &table) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(verb: Verb, table: &SpecTable) -> Result<ExitCode> {
+    match verb {
+        Verb::Attach(arguments) => attach::run(arguments, table),
+        Verb::Detach(arguments) => detach::run(arguments),
+        Verb::List(arguments) => list::run(arguments),
+        Verb::Status(arguments) => status::run(arguments),
+        Verb::Features(arguments) => features::run(arguments),
+        Verb::Gc(arguments) => gc::run(arguments),
+        Verb::Completions(arguments) => completions::run(arguments, table),
+        Verb::Man(arguments) => man::run(arguments, table),
+        Verb::Isolated(arguments) => isolated::run(arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        command(&SpecTable::builtin()).debug_assert();
+    }
+}

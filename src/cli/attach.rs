@@ -1,0 +1,164 @@
+//! `attach`: a disk, now.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{background, output};
+use crate::config::{Spec, parse_size};
+use crate::engine::ublk::Options;
+use crate::error::{Error, Result};
+use crate::port::signal::Signals;
+use crate::port::system;
+use crate::registry::Registry;
+use crate::sandbox;
+use crate::server::{self, Plan, Ready};
+use crate::stack::{OpenOptions, SpecTable};
+
+/// Deepest queue that the driver takes.
+const MAX_DEPTH: u32 = blockhaus_uapi::ublk::MAX_QUEUE_DEPTH as u32;
+
+/// One more than the highest id that the driver takes (UBLK_MINORS).
+const IDS: u32 = 1 << 20;
+
+/// Makes a disk and prints its path.
+///
+/// The path alone goes to standard output; what was chosen, and why, goes to standard error. The
+/// command returns when the disk can be opened. A server process of its own goes on serving the
+/// disk in the background until `blockhaus detach`; what it has to say later is in
+/// /run/blockhaus/ID.log.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// What the disk is made of: a type, an argument, and keys with values, as listed below.
+    spec: String,
+
+    /// Ask for this id, N of /dev/ublkbN. Without it the kernel takes the lowest free one.
+    #[arg(long, value_name = "N")]
+    id: Option<u32>,
+
+    /// Number of queues, each served by a thread of its own; at most the number of CPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    queues: u32,
+
+    /// Requests that a queue takes at once, 1 to 4096.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    depth: u32,
+
+    /// Logical block size in bytes: a power of two from 512 up to the page size. Without it the
+    /// backend chooses.
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<String>,
+
+    /// Refuse everything that would change the disk.
+    #[arg(long)]
+    read_only: bool,
+
+    /// Do not look for partitions on the disk. Before Linux 7.0 this needs a disk without any.
+    #[arg(long)]
+    no_partition_scan: bool,
+
+    /// Serve the disk in this process, until it is detached or gets SIGTERM or SIGINT. The signal
+    /// is refused while the disk is in use; a second one forces.
+    #[arg(long)]
+    foreground: bool,
+
+    /// Print one JSON object instead of the path.
+    #[arg(long)]
+    json: bool,
+
+    /// Be the server that another `attach` waits for.
+    #[arg(long, hide = true, conflicts_with_all = ["foreground", "json"])]
+    background: bool,
+}
+
+pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
+    if arguments.background {
+        return background::serve(|| plan(&arguments, table));
+    }
+    // Blocked before a backend can make a thread.
+    let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
+    if arguments.foreground {
+        let plan = plan(&arguments, table)?;
+        server::run(plan, signals, Registry::of_host(), &mut |ready| print(ready, arguments.json))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // What is wrong with the command line is found before a process is started for it.
+    options(&arguments)?;
+    table.check(&arguments.spec.parse()?)?;
+    match background::start(signals)? {
+        background::Outcome::Ready(ready) => print(&ready, arguments.json).map(|()| ExitCode::SUCCESS),
+        background::Outcome::Interrupted(signal) => Ok(ExitCode::from(signal.exit_status())),
+    }
+}
+
+fn print(ready: &Ready, json: bool) -> Result<()> {
+    output::note(&format!(
+        "{} with {} by {}, {} x {} requests, blocks of {} bytes: {}",
+        ready.device,
+        ready.engine,
+        ready.data_path,
+        ready.queues,
+        ready.depth,
+        ready.block_size,
+        ready.data_path_reason
+    ));
+    for note in &ready.notes {
+        output::note(note);
+    }
+    match json {
+        true => output::json(ready),
+        false => output::line(&ready.device),
+    }
+}
+
+fn plan(arguments: &Arguments, table: &SpecTable) -> Result<Plan> {
+    let (open, options) = options(arguments)?;
+    let spec: Spec = arguments.spec.parse()?;
+    let notes = sandbox::prepare();
+    let stack = table.open(&spec, &open)?;
+    Ok(Plan { spec: spec.to_string(), stack, options, notes })
+}
+
+/// What the numbers of the command line mean, all of them checked.
+fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
+    let cpus = system::cpu_count();
+    let queues = match u16::try_from(arguments.queues) {
+        Ok(queues) if queues >= 1 && queues <= cpus => queues,
+        _ => {
+            let why = format!("this machine has {cpus} CPUs, a disk has 1 to {cpus} queues");
+            return Err(Error::invalid(format!("cannot have {} queues", arguments.queues), why)
+                .cure(format!("ask for --queues {}", cpus.min(arguments.queues.clamp(1, 65535) as u16))));
+        }
+    };
+    let depth = match arguments.depth {
+        1..=MAX_DEPTH => arguments.depth as u16,
+        depth => {
+            let why = format!("a queue takes 1 to {MAX_DEPTH} requests at once");
+            return Err(Error::invalid(format!("cannot have depth {depth}"), why)
+                .cure(format!("ask for --depth {}", depth.clamp(1, MAX_DEPTH))));
+        }
+    };
+    if let Some(id) = arguments.id.filter(|id| *id >= IDS) {
+        let why = format!("ids are 0 to {}", IDS - 1);
+        return Err(Error::invalid(format!("cannot have id {id}"), why)
+            .cure("leave --id out for the lowest free one"));
+    }
+    let block_size = arguments.block_size.as_deref().map(block_size).transpose()?;
+    let open = OpenOptions { read_only: arguments.read_only, block_size };
+    let options = Options { id: arguments.id, queues, depth, partition_scan: !arguments.no_partition_scan };
+    Ok((open, options))
+}
+
+fn block_size(text: &str) -> Result<u32> {
+    let page = system::page_size();
+    let what = || format!("cannot have blocks of {text}");
+    let size = parse_size(text).map_err(|why| Error::invalid(what(), why))?;
+    match u32::try_from(size) {
+        Ok(size) if size.is_power_of_two() && size >= 512 && size as usize <= page => Ok(size),
+        _ => {
+            let why =
+                format!("a block is a power of two from 512 to {page} bytes, the page size of this machine");
+            Err(Error::invalid(what(), why).cure(format!("ask for --block-size 512 or --block-size {page}")))
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A server in the background, and the `attach` that waits for it.
+//!
+//! The server is this program again, with the same arguments and `--background`. Its standard
+//! output is a pipe on which it says one line: ready, or why not. Its standard error is ours until
+//! then, and its log afterwards.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+
+use super::output;
+use crate::error::{Error, Kind, Result};
+use crate::port::clock::{Deadline, Duration};
+use crate::port::process::{self, Helper, Standard};
+use crate::port::signal::{Signal, Signals};
+use crate::port::socket::poll;
+use crate::registry::Registry;
+use crate::registry::control::received_error;
+use crate::server::{self, Plan, Ready};
+
+/// How long a server may take until its disk can be opened.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a server may take to clean up when it is told to end.
+const CLEAN_UP: Duration = Duration::from_secs(20);
+
+/// Longest line a server says.
+const MAX_LINE: usize = 1 << 20;
+
+/// The one line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Said {
+    Ready(Box<Ready>),
+    Failed { kind: String, text: String },
+}
+
+/// How waiting for a server ended well.
+pub(super) enum Outcome {
+    /// The disk is there.
+    Ready(Box<Ready>),
+    /// A signal told us to give up, and the server has cleaned up.
+    Interrupted(Signal),
+}
+
+/// Starts a server with the arguments of this process and waits until it is ready.
+pub(super) fn start(mut signals: Signals) -> Result<Outcome> {
+    let mut arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--json").collect();
+    // Behind the verb, which is the first argument that there can be.
+    arguments.insert(1.min(arguments.len()), "--background".into());
+    let server = Helper::spawn(&arguments, MAX_LINE, false);
+    let mut server = server.map_err(|error| Error::system("cannot start the server process", error))?;
+    let deadline = Deadline::after(PATIENCE);
+    loop {
+        match server.lines.receive() {
+            Ok(Some(line)) => return said(&line),
+            Ok(None) if server.lines.ended() => return Err(died(&mut server)),
+            Ok(None) => {}
+            Err(error) => return Err(Error::system("cannot read what the server says", error)),
+        }
+        if let Some(signal) = signals.take() {
+            give_up(&mut server, signal.name())?;
+            return Ok(Outcome::Interrupted(signal));
+        }
+        if deadline.passed() {
+            give_up(&mut server, "the deadline")?;
+            let why = format!("the server was not ready within {} s", PATIENCE.as_secs());
+            return Err(Error::new(Kind::Deadline, "cannot attach", why));
+        }
+        poll(&[(server.lines.as_fd(), false), (signals.as_fd(), false)], deadline.left())
+            .map_err(|error| Error::system("cannot wait for the server", error))?;
+    }
+}
+
+fn said(line: &str) -> Result<Outcome> {
+    match serde_json::from_str(line) {
+        Ok(Said::Ready(ready)) => Ok(Outcome::Ready(ready)),
+        Ok(Said::Failed { kind, text }) => Err(received_error(&kind, &text)),
+        Err(error) => Err(Error::system("cannot understand the server", std::io::Error::from(error))),
+    }
+}
+
+/// The error for a server that went without a word.
+fn died(server: &mut Helper) -> Error {
+    let how = server.ended_by(Deadline::after(Duration::from_secs(2)));
+    let how = how.map_or_else(|| "it closed its output".to_owned(), process::describe);
+    Error::new(Kind::Failed, "cannot attach", format!("the server process died before it was ready: {how}"))
+        .cure("`blockhaus gc` removes what it may have left")
+}
+
+/// Tells the server to end, and waits until it has cleaned up.
+fn give_up(server: &mut Helper, because: &str) -> Result<()> {
+    output::note(&format!("giving up ({because}), the server cleans up"));
+    server.terminate();
+    if server.ended_by(Deadline::after(CLEAN_UP)).is_some() {
+        return Ok(());
+    }
+    server.kill();
+    let what = format!("the server (process {}) has not cleaned up", server.pid());
+    let why = format!("it had {} s for it and was killed", CLEAN_UP.as_secs());
+    Err(Error::new(Kind::Deadline, what, why).cure("`blockhaus gc` removes what it left"))
+}
+
+/// Is the server: opens what `plan` says and serves it. Errors go through the pipe until the disk
+/// is ready, and into the log afterwards.
+pub(super) fn serve(plan: impl FnOnce() -> Result<Plan>) -> Result<ExitCode> {
+    process::close_inherited();
+    process::set_name(c"blockhaus");
+    let mut was_ready = false;
+    let result = try_serve(plan, &mut was_ready);
+    let Err(error) = result else { return Ok(ExitCode::SUCCESS) };
+    match was_ready {
+        true => server::log(&error.to_string()),
+        // Nobody may be waiting any more; there is nobody else to tell.
+        false => {
+            drop(output::json(&Said::Failed { kind: format!("{:?}", error.kind()), text: error.to_string() }))
+        }
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn try_serve(plan: impl FnOnce() -> Result<Plan>, was_ready: &mut bool) -> Result<()> {
+    let system = |what: &'static str| move |error: std::io::Error| Error::system(what, error);
+    process::own_session().map_err(system("cannot leave the session"))?;
+    let signals = Signals::block().map_err(system("cannot block signals"))?;
+    // Relative paths in the spec begin where the person is; only what is opened later does not.
+    let plan = plan()?;
+    let registry = Registry::of_host();
+    let logs = registry.clone();
+    server::run(plan, signals, registry, &mut |ready| {
+        let log_path = logs.log(ready.id);
+        let log = File::create(&log_path)
+            .map_err(|error| Error::system(format!("cannot make the log {}", log_path.display()), error))?;
+        process::redirect(Standard::Error, &log).map_err(system("cannot use the log"))?;
+        std::env::set_current_dir("/").map_err(system("cannot leave the folder"))?;
+        output::json(&Said::Ready(Box::new(ready.clone())))?;
+        *was_ready = true;
+        let null = process::null_device().map_err(system("cannot open /dev/null"))?;
+        process::redirect(Standard::Output, &null).map_err(system("cannot close standard output"))
+    })
+}

@@ -1,0 +1,321 @@
+//! What runs on this host: one file a device in /run/blockhaus, and the socket of its server.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `ID.json` | [`Entry`]: which process serves which device, from the moment the device exists |
+//! | `ID.sock` | the server's control socket, see [`control`] |
+//! | `ID.log` | what a server in the background has to say |
+//! | `lock` | held while files of a device are made or removed |
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::ublk::Report;
+use crate::error::{Error, Kind, Result};
+use crate::port::clock::{self, Deadline, Duration};
+use crate::port::file::try_lock;
+use crate::port::process;
+use crate::port::socket::remove_if_there;
+
+pub mod collect;
+pub mod control;
+pub mod detach;
+pub mod devices;
+pub mod isolated;
+pub mod survey;
+
+/// The variable that names another folder than [`DEFAULT_FOLDER`].
+pub const FOLDER_VARIABLE: &str = "BLOCKHAUS_RUN_DIR";
+
+/// Where the state is.
+pub const DEFAULT_FOLDER: &str = "/run/blockhaus";
+
+/// How long the lock may be held by somebody else.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a device and its server are known by.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// N of /dev/ublkbN.
+    pub id: u32,
+    /// The disk's path.
+    pub device: PathBuf,
+    /// The spec it was attached with.
+    pub spec: String,
+    /// The folder that relative paths in the spec begin at.
+    pub directory: PathBuf,
+    /// The server's command line.
+    pub argv: Vec<String>,
+    /// The server's process.
+    pub pid: i32,
+    /// When that process started, in clock ticks since boot: a number is used again, this is not.
+    pub pid_start: u64,
+    /// Which run of the machine that was.
+    pub boot: String,
+    /// When the device was made, in seconds since 1970.
+    pub started: u64,
+    /// The same, in seconds since the machine was started.
+    pub started_since_boot: u64,
+    /// The inode of /dev/ublkcN: another device of the same id has another one.
+    pub node: Option<u64>,
+    /// What the server said when it was ready.
+    pub report: Option<Report>,
+}
+
+impl Entry {
+    /// An entry of this process for a device that was just made.
+    pub fn new(id: u32, spec: &str) -> Entry {
+        let pid = process::own_pid();
+        Entry {
+            id,
+            device: devices::disk(id),
+            spec: spec.to_owned(),
+            directory: std::env::current_dir().unwrap_or_default(),
+            argv: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            pid,
+            pid_start: process::stat(pid).map_or(0, |stat| stat.start),
+            boot: boot_id(),
+            started: clock::unix_seconds(),
+            started_since_boot: clock::seconds_since_boot(),
+            node: devices::node(id),
+            report: None,
+        }
+    }
+
+    /// Whether the server still runs.
+    pub fn is_alive(&self) -> bool {
+        self.boot == boot_id() && process::is_alive(self.pid, self.pid_start)
+    }
+
+    /// Whether the kernel's device of this id is the one that the entry is about.
+    pub fn owns_device(&self) -> bool {
+        self.boot == boot_id() && (self.node.is_none() || self.node == devices::node(self.id))
+    }
+
+    /// Seconds since the device was made.
+    pub fn uptime(&self) -> u64 {
+        clock::seconds_since_boot().saturating_sub(self.started_since_boot)
+    }
+
+    fn is_same(&self, other: &Entry) -> bool {
+        (self.pid, self.pid_start, &self.boot) == (other.pid, other.pid_start, &other.boot)
+    }
+}
+
+/// Tells one run of the machine from the next.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// The folder with everything that blockhaus knows between two commands.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    folder: PathBuf,
+}
+
+/// Held while files of a device are made or removed; released when dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Registry {
+    /// This host's.
+    pub fn of_host() -> Registry {
+        let folder = std::env::var_os(FOLDER_VARIABLE).filter(|folder| !folder.is_empty());
+        Registry::at(folder.map_or_else(|| DEFAULT_FOLDER.into(), PathBuf::from))
+    }
+
+    /// One in another folder.
+    pub fn at(folder: PathBuf) -> Registry {
+        // The server leaves the folder it was started in.
+        Registry { folder: std::path::absolute(&folder).unwrap_or(folder) }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes the folder where it is missing.
+    pub fn create(&self) -> Result<()> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.folder);
+        made.map_err(|error| {
+            Error::system(format!("cannot make {}", self.folder.display()), error)
+                .cure(format!("run as root, or set {FOLDER_VARIABLE} to a folder of yours"))
+        })
+    }
+
+    /// Keeps others from making and removing files.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.folder.join("lock");
+        let what = || format!("cannot lock {}", path.display());
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(|error| Error::system(what(), error))?;
+        let mut result = Ok(false);
+        Deadline::after(LOCK_PATIENCE).wait_until(|| {
+            result = try_lock(&file, true);
+            !matches!(result, Ok(false))
+        });
+        match result {
+            Ok(true) => Ok(Lock { _file: file }),
+            Ok(false) => Err(Error::new(Kind::Deadline, what(), "another blockhaus process holds it")),
+            Err(error) => Err(Error::system(what(), error)),
+        }
+    }
+
+    /// The control socket of a device's server.
+    pub fn socket(&self, id: u32) -> PathBuf {
+        self.folder.join(format!("{id}.sock"))
+    }
+
+    /// The log of a device's server.
+    pub fn log(&self, id: u32) -> PathBuf {
+        self.folder.join(format!("{id}.log"))
+    }
+
+    fn entry(&self, id: u32) -> PathBuf {
+        self.folder.join(format!("{id}.json"))
+    }
+
+    /// Writes an entry, whole or not at all.
+    pub fn write(&self, entry: &Entry) -> Result<()> {
+        let path = self.entry(entry.id);
+        let temporary = path.with_extension(format!("json.{}", process::own_pid()));
+        let write = || {
+            let mut text = serde_json::to_string(entry)?;
+            text.push('\n');
+            fs::write(&temporary, text)?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|error: io::Error| {
+            let _ = remove_if_there(&temporary);
+            Error::system(format!("cannot write {}", path.display()), error)
+        })
+    }
+
+    /// The entry of a device, if there is one that can be read.
+    pub fn read(&self, id: u32) -> Option<Entry> {
+        let entry: Entry = serde_json::from_str(&fs::read_to_string(self.entry(id)).ok()?).ok()?;
+        (entry.id == id).then_some(entry)
+    }
+
+    /// Every id that has files here, with the names of these files and the entry, where there is
+    /// one that can be read.
+    pub fn ids(&self) -> BTreeMap<u32, (Vec<PathBuf>, Option<Entry>)> {
+        let mut found: BTreeMap<u32, (Vec<PathBuf>, Option<Entry>)> = BTreeMap::new();
+        for file in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = file.file_name();
+            let Some((id, _)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+            // Only as we write it: 7.json is ours, 007.json and +7.json are not.
+            let Some(id) = id.parse::<u32>().ok().filter(|number| number.to_string() == id) else { continue };
+            found.entry(id).or_default().0.push(file.path());
+        }
+        for (id, (files, entry)) in &mut found {
+            files.sort();
+            *entry = self.read(*id);
+        }
+        found
+    }
+
+    /// Removes the files of the device in `entry`, unless another server has taken the id since.
+    /// Returns what was removed. With `keep_log` the log stays, for somebody to read.
+    pub fn remove(&self, entry: &Entry, keep_log: bool) -> Result<Vec<PathBuf>> {
+        let _lock = self.lock()?;
+        if self.read(entry.id).is_some_and(|now| !now.is_same(entry)) {
+            return Ok(Vec::new());
+        }
+        let log = (!keep_log).then(|| self.log(entry.id));
+        self.remove_files([self.entry(entry.id), self.socket(entry.id)].into_iter().chain(log))
+    }
+
+    /// Removes what the id has left here although no entry of it can be read.
+    pub fn remove_debris(&self, id: u32) -> Result<Vec<PathBuf>> {
+        let _lock = self.lock()?;
+        match self.ids().remove(&id) {
+            Some((files, None)) if !devices::exists(id) => self.remove_files(files),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn remove_files(&self, files: impl IntoIterator<Item = PathBuf>) -> Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for file in files {
+            match fs::remove_file(&file) {
+                Ok(()) => removed.push(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::system(format!("cannot remove {}", file.display()), error)),
+            }
+        }
+        Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(name: &str) -> Registry {
+        let folder = std::env::temp_dir().join(format!("blockhaus-registry-{name}-{}", process::own_pid()));
+        let _ = fs::remove_dir_all(&folder);
+        let registry = Registry::at(folder);
+        registry.create().unwrap();
+        registry
+    }
+
+    #[test]
+    fn an_entry_comes_back_as_it_was_written() {
+        let registry = registry("round-trip");
+        let entry = Entry::new(7, "ram:1G");
+        assert!(entry.is_alive());
+        registry.write(&entry).unwrap();
+        let back = registry.read(7).unwrap();
+        assert_eq!((back.id, back.spec.as_str(), back.pid), (7, "ram:1G", process::own_pid()));
+        assert!(back.is_alive() && back.is_same(&entry));
+        assert!(registry.read(8).is_none());
+        assert_eq!(registry.remove(&entry, false).unwrap(), [registry.entry(7)]);
+        assert!(registry.ids().is_empty());
+        fs::remove_dir_all(registry.folder()).unwrap();
+    }
+
+    #[test]
+    fn files_of_a_later_server_with_the_same_id_stay() {
+        let registry = registry("later");
+        let mine = Entry::new(0, "ram:1G");
+        let later = Entry { pid_start: mine.pid_start + 1, ..mine.clone() };
+        registry.write(&later).unwrap();
+        assert!(registry.remove(&mine, false).unwrap().is_empty());
+        assert!(registry.read(0).is_some() && !later.is_alive());
+        assert!(registry.remove_debris(0).unwrap().is_empty());
+        fs::remove_dir_all(registry.folder()).unwrap();
+    }
+
+    #[test]
+    fn broken_entries_are_debris_and_foreign_names_are_nothing() {
+        let registry = registry("broken");
+        for name in ["3.json", "3.log", "03.json", "x.json", "lock"] {
+            fs::write(registry.folder().join(name), "{").unwrap();
+        }
+        let ids = registry.ids();
+        assert_eq!(ids.keys().collect::<Vec<_>>(), [&3]);
+        assert!(ids[&3].1.is_none());
+        assert_eq!(registry.remove_debris(3).unwrap().len(), 2);
+        assert!(registry.ids().is_empty());
+        fs::remove_dir_all(registry.folder()).unwrap();
+    }
+
+    #[test]
+    fn the_lock_keeps_others_out() {
+        let registry = registry("lock");
+        let lock = registry.lock().unwrap();
+        assert_eq!(registry.lock().unwrap_err().kind(), Kind::Deadline);
+        drop(lock);
+        registry.lock().unwrap();
+        fs::remove_dir_all(registry.folder()).unwrap();
+    }
+}

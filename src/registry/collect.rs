@@ -1,0 +1,102 @@
+//! Putting right what a crash left: devices without a server, files without a device.
+
+use serde::Serialize;
+
+use super::control::State;
+use super::isolated::{self, DeviceInfo};
+use super::survey::{Seen, survey};
+use super::{Registry, devices};
+use crate::error::{Error, Kind, Result};
+use crate::holders;
+use crate::port::clock::{Deadline, Duration};
+
+/// How long the kernel may take for one device.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How old a device of another program must be before it can count as left behind.
+const FOREIGN_AGE: Duration = Duration::from_secs(5);
+
+/// A thing that was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// Its path.
+    pub path: String,
+    /// What it was.
+    pub what: &'static str,
+}
+
+/// What a collection did, and what it could not do.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// Everything that was removed.
+    pub removed: Vec<Removed>,
+    /// What could not be.
+    pub failed: Vec<Error>,
+}
+
+/// Removes what dead servers of ours left, and with `foreign` also devices that dead servers of
+/// other programs left.
+pub fn collect(registry: &Registry, foreign: bool) -> Collected {
+    let mut collected = Collected::default();
+    for seen in survey(registry, None) {
+        let result = match (seen.state, seen.driver) {
+            (State::Dead, _) => ours(registry, &seen, &mut collected.removed),
+            (State::Foreign, Some(info)) if foreign => foreigner(seen.id, info, &mut collected.removed),
+            (State::Foreign, None) if foreign => Err(Error::new(
+                Kind::Failed,
+                format!("cannot tell whether {} is in use", devices::disk(seen.id).display()),
+                "the driver does not say who serves it",
+            )
+            .cure("run as root")),
+            _ => Ok(()),
+        };
+        collected.failed.extend(result.err());
+    }
+    collected
+}
+
+fn ours(registry: &Registry, seen: &Seen, removed: &mut Vec<Removed>) -> Result<()> {
+    let id = seen.id;
+    let Some(entry) = &seen.entry else {
+        let files = registry.remove_debris(id)?;
+        removed.extend(files.into_iter().map(|path| file(&path)));
+        return Ok(());
+    };
+    if devices::exists(id) && entry.owns_device() {
+        isolated::remove(id, Deadline::after(PATIENCE))?;
+        removed.push(device(id));
+    }
+    let files = registry.remove(entry, false)?;
+    let others = registry.remove_debris(id)?;
+    removed.extend(files.iter().chain(&others).map(|path| file(path)));
+    Ok(())
+}
+
+fn foreigner(id: u32, info: DeviceInfo, removed: &mut Vec<Removed>) -> Result<()> {
+    // A program that is just making a device has not told the driver its process yet, so it must
+    // also be old, and nobody may have its side of it open.
+    if info.is_served() || !is_old(id) || !holders::openers(&devices::server_side(id)).is_empty() {
+        return Ok(());
+    }
+    isolated::remove(id, Deadline::after(PATIENCE))?;
+    removed.push(device(id));
+    Ok(())
+}
+
+fn is_old(id: u32) -> bool {
+    devices::age(id).is_some_and(|age| age >= FOREIGN_AGE)
+}
+
+fn device(id: u32) -> Removed {
+    Removed { path: devices::disk(id).display().to_string(), what: "device" }
+}
+
+fn file(path: &std::path::Path) -> Removed {
+    let what = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => "entry",
+        Some("sock") => "socket",
+        Some("log") => "log",
+        _ => "file",
+    };
+    Removed { path: path.display().to_string(), what }
+}

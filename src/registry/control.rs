@@ -1,0 +1,196 @@
+//! What is said on a server's control socket: one JSON object a line, requests one way, replies
+//! the other. Both sides are bounded in size and time.
+
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Entry, Registry};
+use crate::engine::ublk::Report;
+use crate::error::{Error, Kind, Result};
+use crate::port::clock::Deadline;
+use crate::port::process;
+use crate::port::socket::Lines;
+
+/// Longest line that a server reads.
+pub const MAX_REQUEST: usize = 4 << 10;
+
+/// Longest line that a client reads. A report grows with the queues, of which there are at most
+/// 4096.
+pub const MAX_REPLY: usize = 4 << 20;
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// [`Reply::Status`].
+    Status,
+    /// [`Reply::Accepted`] at once, and [`Reply::Stopped`] when the device is gone.
+    Stop {
+        /// Also while it is in use.
+        force: bool,
+    },
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// How it is.
+    Status {
+        /// Starting, live or stopping.
+        state: State,
+        /// What the engine says; nothing before it is ready.
+        report: Option<Box<Report>>,
+    },
+    /// The stop was understood and has begun.
+    Accepted,
+    /// The device is gone.
+    Stopped,
+    /// It did not work.
+    Failed {
+        /// Which kind of failure.
+        kind: String,
+        /// The whole text for a person.
+        text: String,
+    },
+}
+
+impl Reply {
+    /// The reply that carries an error.
+    pub fn failed(error: &Error) -> Reply {
+        Reply::Failed { kind: format!("{:?}", error.kind()), text: error.to_string() }
+    }
+}
+
+/// An error from another process, as it was there.
+pub fn received_error(kind: &str, text: &str) -> Error {
+    let kinds = [
+        Kind::Invalid,
+        Kind::NotFound,
+        Kind::Busy,
+        Kind::Permission,
+        Kind::Unsupported,
+        Kind::Deadline,
+        Kind::Failed,
+    ];
+    let kind = kinds.into_iter().find(|known| format!("{known:?}") == kind).unwrap_or(Kind::Failed);
+    match text.split_once(": ") {
+        Some((what, why)) => Error::new(kind, what, why),
+        None => Error::new(kind, "the server failed", text),
+    }
+}
+
+/// How a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It is being made.
+    Starting,
+    /// It is served.
+    Live,
+    /// It is being taken away, and still served.
+    Stopping,
+    /// Its server runs and does not answer.
+    Hung,
+    /// Its server is gone.
+    Dead,
+    /// It belongs to another program.
+    Foreign,
+}
+
+impl State {
+    /// As it is printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Live => "live",
+            State::Stopping => "stopping",
+            State::Hung => "hung",
+            State::Dead => "dead",
+            State::Foreign => "foreign",
+        }
+    }
+}
+
+/// A conversation with a server.
+#[derive(Debug)]
+pub struct Client {
+    lines: Lines<UnixStream>,
+    what: String,
+    pid: i32,
+}
+
+impl Client {
+    /// Connects to the server of `entry` and sends a request. [`Kind::Deadline`] where nobody
+    /// accepts connections.
+    pub fn send(registry: &Registry, entry: &Entry, request: Request) -> Result<Client> {
+        let what = format!("cannot ask the server of {} (process {})", entry.device.display(), entry.pid);
+        let lines = Lines::connect(&registry.socket(entry.id), MAX_REPLY);
+        let lines = lines.map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => no_answer(&what, entry.pid),
+            _ => Error::system(what.as_str(), error),
+        })?;
+        let mut client = Client { lines, what, pid: entry.pid };
+        let text = serde_json::to_string(&request).map_err(|error| client.failed(error.into()))?;
+        client.lines.send(&text).map_err(|error| client.failed(error))?;
+        Ok(client)
+    }
+
+    /// The next reply.
+    pub fn receive(&mut self, deadline: Deadline) -> Result<Reply> {
+        let line = self.lines.receive_by(deadline).map_err(|error| self.failed(error))?;
+        serde_json::from_str(&line).map_err(|error| self.failed(error.into()))
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        match error.kind() {
+            ErrorKind::TimedOut => no_answer(&self.what, self.pid),
+            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe => {
+                Error::new(Kind::Failed, self.what.as_str(), "it closed the connection without an answer")
+            }
+            _ => Error::system(self.what.as_str(), error),
+        }
+    }
+}
+
+/// The error for a server that does not answer, with what the kernel knows about it.
+fn no_answer(what: &str, pid: i32) -> Error {
+    Error::new(Kind::Deadline, what, format!("it does not answer{}", why_silent(pid)))
+}
+
+/// What the kernel knows about a process that says nothing, as the end of a sentence.
+pub fn why_silent(pid: i32) -> &'static str {
+    match process::stat(pid).map(|stat| stat.state) {
+        Some('T') => ", it was stopped by a signal",
+        Some('t') => ", a debugger holds it",
+        Some('D') => ", it waits in the kernel and cannot be interrupted",
+        Some('Z') | None => ", it has just ended",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_travel_whole() {
+        let error =
+            Error::new(Kind::Busy, "cannot detach /dev/ublkb0", "mounted at /mnt").cure("umount /mnt");
+        let Reply::Failed { kind, text } = Reply::failed(&error) else { panic!() };
+        let received = received_error(&kind, &text);
+        assert_eq!(received.to_string(), error.to_string());
+        assert_eq!(received.kind(), Kind::Busy);
+        assert_eq!(received_error("Strange", "text").kind(), Kind::Failed);
+    }
+
+    #[test]
+    fn a_request_is_a_short_line() {
+        let text = serde_json::to_string(&Request::Stop { force: true }).unwrap();
+        assert_eq!(text, r#"{"request":"stop","force":true}"#);
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), Request::Stop { force: true });
+        assert!(serde_json::from_str::<Request>(r#"{"request":"explode"}"#).is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! Taking a device away, with an answer in bounded time whatever its server does.
+
+use serde::Serialize;
+
+use super::control::{Client, Reply, Request, received_error, why_silent};
+use super::{Entry, Registry, devices, isolated};
+use crate::error::{Error, Kind, Result};
+use crate::port::clock::{Deadline, Duration};
+use crate::port::process::Other;
+
+/// How long an answer may take altogether. The promise is ten seconds; this leaves some for
+/// starting and printing on a busy machine.
+pub const ANSWER: Duration = Duration::from_millis(8500);
+
+/// How long a server may take to say that it has understood.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
+
+/// How long a killed server may take to be gone.
+const DEATH: Duration = Duration::from_secs(2);
+
+/// What was done.
+#[derive(Clone, Debug, Serialize)]
+pub struct Detached {
+    /// N of /dev/ublkbN.
+    pub id: u32,
+    /// The disk's path.
+    pub device: std::path::PathBuf,
+    /// What it took: "stopped", "killed", "cleaned-up".
+    pub how: &'static str,
+}
+
+/// Takes the device away, and returns when it is gone.
+pub fn detach(registry: &Registry, id: u32, force: bool) -> Result<Detached> {
+    let deadline = Deadline::after(ANSWER);
+    let Some(entry) = registry.read(id) else { return Err(unknown(id)) };
+    let how = match entry.is_alive() {
+        false => clean_up(registry, &entry, deadline).map(|()| "cleaned-up")?,
+        true => stop(registry, &entry, force, deadline)?,
+    };
+    Ok(Detached { id, device: entry.device, how })
+}
+
+/// The error for a device that the registry does not have.
+fn unknown(id: u32) -> Error {
+    let device = devices::disk(id);
+    let what = format!("cannot detach {}", device.display());
+    if devices::exists(id) {
+        let cure =
+            "detach it with the program that made it; if that is gone, `blockhaus gc --foreign` removes it";
+        return Error::new(Kind::Invalid, what, "it is not one of blockhaus' devices").cure(cure);
+    }
+    Error::new(Kind::NotFound, what, "there is no such device").cure("`blockhaus list` shows what there is")
+}
+
+/// Removes what a dead server left.
+fn clean_up(registry: &Registry, entry: &Entry, deadline: Deadline) -> Result<()> {
+    if devices::exists(entry.id) && entry.owns_device() {
+        isolated::remove(entry.id, deadline)?;
+    }
+    registry.remove(entry, false).map(drop)
+}
+
+fn stop(registry: &Registry, entry: &Entry, force: bool, deadline: Deadline) -> Result<&'static str> {
+    let what = format!("cannot detach {}", entry.device.display());
+    let process = Other::open(entry.pid, entry.pid_start);
+    let first = Client::send(registry, entry, Request::Stop { force }).and_then(|mut client| {
+        let reply = client.receive(deadline.at_most(FIRST_ANSWER))?;
+        Ok((client, reply))
+    });
+    let mut client = match first {
+        Ok((client, Reply::Accepted)) => client,
+        Ok((_, reply)) => return Err(refused(what, reply)),
+        // It ended by itself between our look and our question.
+        Err(_) if !entry.is_alive() => return clean_up(registry, entry, deadline).map(|()| "cleaned-up"),
+        Err(error) if error.kind() == Kind::Permission => {
+            return Err(
+                Error::new(Kind::Permission, what, "its server obeys its owner only").cure("run as root")
+            );
+        }
+        Err(_) if force => return kill(registry, entry, process, deadline),
+        Err(error) => return Err(hung(what, entry, &error)),
+    };
+    match client.receive(deadline) {
+        Ok(Reply::Stopped) => {}
+        Ok(reply) => return Err(refused(what, reply)),
+        Err(_) if !entry.is_alive() => return clean_up(registry, entry, deadline).map(|()| "cleaned-up"),
+        Err(error) if error.kind() == Kind::Deadline => return Err(slow(what, entry)),
+        Err(error) => return Err(error),
+    }
+    // Nothing of it may be left behind when this returns, not even the process.
+    let gone = devices::gone_by(entry.id, deadline) || !entry.owns_device();
+    if gone && process.is_none_or(|process| process.gone_by(deadline)) {
+        return Ok("stopped");
+    }
+    Err(slow(what, entry))
+}
+
+fn refused(what: String, reply: Reply) -> Error {
+    match reply {
+        Reply::Failed { kind, text } => received_error(&kind, &text),
+        Reply::Status { .. } | Reply::Accepted | Reply::Stopped => {
+            Error::new(Kind::Failed, what, "its server answered something else")
+        }
+    }
+}
+
+fn hung(what: String, entry: &Entry, error: &Error) -> Error {
+    let pid = entry.pid;
+    let why = match error.kind() {
+        Kind::Deadline => format!("its server (process {pid}) does not answer{}", why_silent(pid)),
+        _ => format!("its server (process {pid}) cannot be asked ({error})"),
+    };
+    let resume = match why_silent(pid).contains("signal") {
+        true => format!("`kill -CONT {pid}` lets it go on, "),
+        false => String::new(),
+    };
+    let id = entry.id;
+    Error::new(Kind::Deadline, what, why).cure(format!("{resume}`blockhaus detach --force {id}` kills it"))
+}
+
+fn slow(what: String, entry: &Entry) -> Error {
+    let (pid, id) = (entry.pid, entry.id);
+    Error::new(Kind::Deadline, what, "it takes long to write everything back and stop").cure(format!(
+        "process {pid} goes on with it, `blockhaus status {id}` shows how far it is; \
+         the last resort is `kill -9 {pid}` and `blockhaus gc`, which loses what is not on the disk"
+    ))
+}
+
+/// Kills a server that does not answer and removes its device.
+fn kill(
+    registry: &Registry,
+    entry: &Entry,
+    process: Option<Other>,
+    deadline: Deadline,
+) -> Result<&'static str> {
+    let what = format!("cannot kill the server of {} (process {})", entry.device.display(), entry.pid);
+    if let Some(process) = process {
+        process.kill().map_err(|error| Error::system(what.as_str(), error))?;
+        if !process.gone_by(deadline.at_most(DEATH)) {
+            let why = format!("it was told to end and has not{}", why_silent(entry.pid));
+            return Err(Error::new(Kind::Deadline, what, why).cure("`blockhaus gc` cleans up when it has"));
+        }
+    }
+    clean_up(registry, entry, deadline).map(|()| "killed")
+}
+
+/// Takes away every device of ours, all at once. Never empty-handed about a failure.
+pub fn detach_all(registry: &Registry, force: bool) -> Vec<Result<Detached>> {
+    let ours = registry.ids().into_iter().filter_map(|(id, (_, entry))| entry.map(|_| id));
+    let running: Vec<_> = ours
+        .map(|id| {
+            let registry = registry.clone();
+            crate::port::thread::spawn(format!("detach-{id}"), move || detach(&registry, id, force))
+        })
+        .collect();
+    let lost = || Error::new(Kind::Failed, "cannot detach", "a thread could not be made or ended by itself");
+    running
+        .into_iter()
+        .map(|thread| thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(|| Err(lost())))
+        .collect()
+}

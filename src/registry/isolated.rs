@@ -1,0 +1,188 @@
+//! Kernel commands that may never return, in a process of their own.
+//!
+//! A STOP or a DEL can sit uninterruptibly in the kernel, and its process cannot exit then. So
+//! the command line starts itself again for it, waits as long as it has time, and goes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::control::received_error;
+use super::devices;
+use crate::engine::ublk::control::Control;
+use crate::error::{Error, Kind, Result};
+use crate::port::clock::Deadline;
+use crate::port::process::{self, Helper};
+
+/// The hidden verb of the helper.
+pub const VERB: &str = "isolated";
+
+/// Longest line that a helper says.
+const MAX_LINE: usize = 64 << 10;
+
+/// What the helper is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// STOP, and when that has returned, DEL.
+    Remove,
+    /// What the driver knows of a device.
+    Info,
+}
+
+impl Order {
+    /// As an argument of the hidden verb.
+    pub fn name(self) -> &'static str {
+        match self {
+            Order::Remove => "remove",
+            Order::Info => "info",
+        }
+    }
+
+    /// The order with this name.
+    pub fn from_name(name: &str) -> Option<Order> {
+        [Order::Remove, Order::Info].into_iter().find(|order| order.name() == name)
+    }
+}
+
+/// What the driver knows of a device.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// The process that serves it; not positive where there is none.
+    pub pid: i32,
+    /// One of `blockhaus_uapi::ublk::state`.
+    pub state: u16,
+    /// Number of queues.
+    pub queues: u16,
+    /// Depth of each.
+    pub depth: u16,
+}
+
+impl DeviceInfo {
+    /// Whether a process serves it.
+    pub fn is_served(&self) -> bool {
+        self.pid > 0 && process::exists(self.pid)
+    }
+}
+
+/// One line of the helper: what became of one device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The device is removed.
+    Removed {
+        /// Which one.
+        id: u32,
+    },
+    /// Here it is.
+    Info {
+        /// Which one.
+        id: u32,
+        /// What the driver said.
+        info: DeviceInfo,
+    },
+    /// It did not work.
+    Failed {
+        /// Which one.
+        id: u32,
+        /// Which kind of failure.
+        kind: String,
+        /// The whole text for a person.
+        text: String,
+    },
+}
+
+/// The helper's side: carries out the order for each device and tells.
+pub fn serve(order: Order, ids: &[u32], tell: &mut dyn FnMut(&Answer)) {
+    // Ctrl-C at the terminal is for the command line, not for this.
+    let _ = process::own_session();
+    let control = Control::open();
+    for &id in ids {
+        let result = match &control {
+            Ok(control) => carry_out(order, control, id),
+            Err(error) => Err(Error::new(error.kind(), "cannot reach the ublk driver", error.to_string())),
+        };
+        tell(&result.unwrap_or_else(|error| Answer::Failed {
+            id,
+            kind: format!("{:?}", error.kind()),
+            text: error.to_string(),
+        }));
+    }
+}
+
+fn carry_out(order: Order, control: &Control, id: u32) -> Result<Answer> {
+    match order {
+        Order::Remove => {
+            // A device that is gone already is as it should be, at either step.
+            for step in [Control::stop, Control::delete] {
+                match step(control, id) {
+                    Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            Ok(Answer::Removed { id })
+        }
+        Order::Info => {
+            let info = control.info(id)?;
+            let info = DeviceInfo {
+                pid: info.ublksrv_pid,
+                state: info.state,
+                queues: info.nr_hw_queues,
+                depth: info.queue_depth,
+            };
+            Ok(Answer::Info { id, info })
+        }
+    }
+}
+
+/// Removes a device whose server is gone, and waits until it is away.
+pub fn remove(id: u32, deadline: Deadline) -> Result<()> {
+    let what = format!("cannot remove {}", devices::disk(id).display());
+    let mut helper = spawn(Order::Remove, &[id])?;
+    let pid = helper.pid();
+    let late = || {
+        let cure = format!("process {pid} goes on with it in the background; `blockhaus gc` tries again");
+        Error::new(Kind::Deadline, what.as_str(), "the kernel has not done it in time").cure(cure)
+    };
+    match receive(&mut helper, deadline) {
+        Ok(Some(Answer::Removed { .. })) if devices::gone_by(id, deadline) => Ok(()),
+        Ok(Some(Answer::Removed { .. })) | Ok(None) => Err(late()),
+        Ok(Some(Answer::Failed { kind, text, .. })) => Err(received_error(&kind, &text)),
+        Ok(Some(Answer::Info { .. })) => {
+            Err(Error::new(Kind::Failed, what, "the helper answered something else"))
+        }
+        Err(error) => Err(Error::system(what, error)),
+    }
+}
+
+/// What the driver knows of each device, as far as it answers by the deadline.
+pub fn infos(ids: &[u32], deadline: Deadline) -> BTreeMap<u32, DeviceInfo> {
+    let mut found = BTreeMap::new();
+    if ids.is_empty() {
+        return found;
+    }
+    let Ok(mut helper) = spawn(Order::Info, ids) else { return found };
+    for _ in ids {
+        match receive(&mut helper, deadline) {
+            Ok(Some(Answer::Info { id, info })) => drop(found.insert(id, info)),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => break,
+        }
+    }
+    found
+}
+
+fn spawn(order: Order, ids: &[u32]) -> Result<Helper> {
+    let mut arguments = vec![VERB.into(), order.name().into()];
+    arguments.extend(ids.iter().map(|id| id.to_string().into()));
+    Helper::spawn(&arguments, MAX_LINE, true)
+        .map_err(|error| Error::system("cannot start a helper process", error))
+}
+
+/// The helper's next answer; `None` at the deadline.
+fn receive(helper: &mut Helper, deadline: Deadline) -> std::io::Result<Option<Answer>> {
+    match helper.lines.receive_by(deadline) {
+        Ok(line) => Ok(Some(serde_json::from_str(&line)?)),
+        Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,64 @@
+//! Taking the device away: on a thread of its own, since every step may wait for the disk's users.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::engine::ublk::Device;
+use crate::error::{Error, Kind, Result};
+use crate::holders::{self, Holder};
+use crate::port::clock::{self, Deadline, Duration};
+
+/// For how long a disk that is only open counts as used by somebody passing by: udev, a partition
+/// scan.
+const PASSING: Duration = Duration::from_secs(2);
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How a stop ended.
+pub(super) enum Stopped {
+    /// It goes on as before.
+    Refused(Box<Device>, Error),
+    /// The device is gone, or as far gone as it will get.
+    Gone(Result<()>),
+}
+
+/// Takes the device away unless it is in use; with `force`, which may be set meanwhile, also then.
+pub(super) fn stop(device: Box<Device>, force: &AtomicBool) -> Stopped {
+    let patience = Deadline::after(PASSING);
+    loop {
+        let forced = force.load(Ordering::Relaxed);
+        let users = if forced { Vec::new() } else { holders::holders(&device.path()) };
+        let lasting = users.iter().any(Holder::is_lasting);
+        if users.is_empty() {
+            match device.stop(!forced) {
+                Ok(()) => break,
+                // Somebody opened it between our look and the kernel's, or is where we cannot see.
+                Err(error) if error.kind() == Kind::Busy && !forced => {}
+                Err(error) => return Stopped::Refused(device, error),
+            }
+        }
+        // What was set meanwhile is obeyed; what passes by is waited for.
+        if !force.load(Ordering::Relaxed) && (lasting || patience.passed()) {
+            let error = in_use(&device, &users);
+            return Stopped::Refused(device, error);
+        }
+        clock::sleep(PAUSE);
+    }
+    Stopped::Gone(device.finish())
+}
+
+fn in_use(device: &Device, users: &[Holder]) -> Error {
+    let path = device.path();
+    let why = match users {
+        [] => "it is in use, by whom the kernel does not say".to_owned(),
+        users => format!("it is in use: {}", holders::describe(users)),
+    };
+    let cure =
+        match users.iter().find_map(|user| if let Holder::Mount { at, .. } = user { Some(at) } else { None })
+        {
+            Some(at) => format!("run umount {at} first, or force it"),
+            None => "end that first, or force it".to_owned(),
+        };
+    Error::new(Kind::Busy, format!("cannot detach {}", path.display()), why)
+        .cure(format!("{cure} with `blockhaus detach --force {}`", device.id()))
+}

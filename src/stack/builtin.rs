@@ -1,0 +1,114 @@
+//! The spec types that blockhaus has itself.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::read_only::ReadOnly;
+use super::{Key, OpenOptions, SpecType};
+use crate::backend::{Backend, file, null, ram};
+use crate::config::{Spec, human_size};
+use crate::error::{Error, Result};
+use crate::queue::Stack;
+
+/// The block size of a disk that has no reason for another one.
+const DEFAULT_BLOCK_SIZE: u32 = 512;
+
+pub(super) fn types() -> Vec<SpecType> {
+    vec![null_type(), ram_type(), file_type()]
+}
+
+fn null_type() -> SpecType {
+    SpecType {
+        name: "null",
+        argument: "SIZE",
+        about: "A disk without contents, for benchmarks: writes are thrown away, what a read returns is undefined.",
+        keys: Vec::new(),
+        open: Box::new(|spec, options| {
+            let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
+            let size = whole_blocks(spec, spec.size_arg("null:1G")?, block_size)?;
+            Ok(erase(null::Null::new(size, block_size), options))
+        }),
+    }
+}
+
+fn ram_type() -> SpecType {
+    SpecType {
+        name: "ram",
+        argument: "SIZE",
+        about: "A disk in memory, gone when it is detached. Memory is taken when it is written to, and given back when \
+                it is discarded.",
+        keys: vec![Key {
+            name: "hugepages",
+            values: "yes|no",
+            about: "Keep the contents in huge pages where the kernel has them (no).",
+        }],
+        open: Box::new(|spec, options| {
+            let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
+            let size = whole_blocks(spec, spec.size_arg("ram:1G")?, block_size)?;
+            let huge_pages = spec.flag("hugepages")?.unwrap_or(false);
+            Ok(erase(ram::Ram::new(size, block_size, huge_pages)?, options))
+        }),
+    }
+}
+
+fn file_type() -> SpecType {
+    SpecType {
+        name: "file",
+        argument: "PATH",
+        about: "A regular file or a block device. It is locked while it is attached.",
+        keys: vec![
+            Key {
+                name: "size",
+                values: "SIZE",
+                about: "Create the file with this size where there is none, or let it grow to it. It never shrinks.",
+            },
+            Key {
+                name: "direct",
+                values: "auto|yes|no",
+                about: "Whether to go past the page cache (O_DIRECT). auto does where the file system can (auto).",
+            },
+        ],
+        open: Box::new(|spec, options| {
+            let path = PathBuf::from(spec.required_arg("a path", "file:/path/to/disk.img")?);
+            let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
+            let size = spec.size("size")?.map(|size| whole_blocks(spec, size, block_size)).transpose()?;
+            let direct = spec.choice(
+                "direct",
+                &[("auto", file::Direct::Auto), ("yes", file::Direct::Yes), ("no", file::Direct::No)],
+            )?;
+            Ok(Arc::new(file::File::open(&file::Options {
+                path,
+                size,
+                direct: direct.unwrap_or(file::Direct::Auto),
+                read_only: options.read_only,
+                block_size: options.block_size,
+            })?))
+        }),
+    }
+}
+
+/// Erases the type, behind [`ReadOnly`] where that was asked for and the backend does not do it.
+fn erase(backend: impl Backend, options: &OpenOptions) -> Arc<dyn Stack> {
+    match options.read_only {
+        true => Arc::new(ReadOnly(backend)),
+        false => Arc::new(backend),
+    }
+}
+
+/// Passes a size that is a whole number of blocks and more than none.
+fn whole_blocks(spec: &Spec, size: u64, block_size: u32) -> Result<u64> {
+    if size == 0 {
+        return Err(
+            Error::invalid(spec.named(), "a disk of size 0 has no blocks").cure("give it a size above 0")
+        );
+    }
+    let block_size = u64::from(block_size);
+    if !size.is_multiple_of(block_size) {
+        let why = format!("{size} bytes are not a multiple of the block size, {block_size}");
+        let down = size - size % block_size;
+        let near = if down == 0 { block_size } else { down };
+        return Err(Error::invalid(spec.named(), why)
+            .cure(format!("the nearest size is {near} ({})", human_size(near))));
+    }
+    Ok(size)
+}

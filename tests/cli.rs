@@ -1,0 +1,222 @@
+//! The command line as a person meets it, on a machine that need not have ublk.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const VERBS: [&str; 8] = ["attach", "detach", "list", "status", "features", "gc", "completions", "man"];
+
+/// A folder of its own for the state, so that no test sees what runs on this machine.
+struct Host {
+    folder: PathBuf,
+}
+
+impl Host {
+    fn new(name: &str) -> Host {
+        let folder = std::env::temp_dir().join(format!("blockhaus-cli-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        Host { folder }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_blockhaus"))
+            .args(arguments)
+            .env("BLOCKHAUS_RUN_DIR", self.folder.join("run"))
+            .output()
+            .unwrap()
+    }
+
+    /// Runs what must fail with an exit status, and returns what it says about it.
+    fn fails(&self, status: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {text}");
+        assert!(output.stdout.is_empty(), "{arguments:?} printed a result");
+        assert!(status == 2 || text.starts_with("blockhaus: "), "{arguments:?}: {text}");
+        text
+    }
+
+    /// Runs what must work, and returns what it prints.
+    fn works(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {text}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Whether nothing was left in the folder of the state.
+    fn is_clean(&self) -> bool {
+        let files = std::fs::read_dir(self.folder.join("run")).into_iter().flatten().flatten();
+        files.map(|file| file.file_name()).all(|name| name == "lock")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn has_ublk() -> bool {
+    Path::new("/dev/ublk-control").exists()
+}
+
+#[test]
+fn every_verb_explains_itself() {
+    let host = Host::new("help");
+    let all = host.works(&["--help"]);
+    for verb in VERBS {
+        assert!(all.contains(verb), "{verb} is missing");
+        let help = host.works(&[verb, "--help"]);
+        assert!(help.contains("Usage: blockhaus") && help.len() > 200, "{help}");
+    }
+    assert!(!all.contains("isolated"));
+    let attach = host.works(&["attach", "--help"]);
+    for spec in ["null:SIZE", "ram:SIZE[,hugepages=yes|no]", "file:PATH[,size=SIZE]"] {
+        assert!(attach.contains(spec), "{spec} is missing");
+    }
+    assert!(host.works(&["--version"]).starts_with("blockhaus "));
+}
+
+#[test]
+fn bad_input_names_the_thing_and_the_cure() {
+    let host = Host::new("bad");
+    for (arguments, said) in [
+        (&["attach", "rma:1G"][..], &["rma", "did you mean ram?", "null, ram, file"][..]),
+        (&["attach", "ram:1G,hugepage=yes"], &["hugepage", "did you mean hugepages?"]),
+        (&["attach", "/tmp/disk.img"], &["did you mean file:/tmp/disk.img?"]),
+        (&["attach", "ram:0"], &["size 0"]),
+        (&["attach", "ram:1000"], &["1000", "multiple", "512"]),
+        (&["attach", "ram:64K", "--block-size", "300"], &["300", "512", "power of two"]),
+        (&["attach", "ram:64K", "--block-size", "1M"], &["1M", "page size"]),
+        (&["attach", "ram:64K", "--block-size", "x"], &["x"]),
+        (&["attach", "ram"], &["ram:1G"]),
+        (&["attach", "ram:12Q"], &["\"Q\"", "4096, 64K"]),
+        (&["attach", "ram:64K", "--depth", "0"], &["depth 0", "1 to 4096"]),
+        (&["attach", "ram:64K", "--depth", "5000"], &["depth 5000", "1 to 4096"]),
+        (&["attach", "ram:64K", "--queues", "0"], &["0 queues"]),
+        (&["attach", "ram:64K", "--queues", "60000"], &["60000 queues", "CPUs", "--queues "]),
+        (&["attach", "ram:64K", "--id", "4000000000"], &["4000000000", "1048575"]),
+        (&["attach", "file:/nowhere/at-all"], &["/nowhere/at-all"]),
+        (&["attach", "file:/tmp"], &["/tmp"]),
+        (&["attach", "file:x,direct=perhaps"], &["perhaps", "auto, yes, no"]),
+        (&["detach", "7777"], &["/dev/ublkb7777", "blockhaus list"]),
+        (&["detach", "/dev/null"], &["/dev/null", "blockhaus list"]),
+        (&["status", "7777"], &["/dev/ublkb7777", "blockhaus list"]),
+        (&["status", "seven"], &["seven", "blockhaus list"]),
+        (&["man", "/nowhere"], &["/nowhere"]),
+    ] {
+        for foreground in [false, true] {
+            let mut arguments = arguments.to_vec();
+            if foreground {
+                if arguments[0] != "attach" {
+                    continue;
+                }
+                arguments.push("--foreground");
+            }
+            let text = host.fails(1, &arguments);
+            for part in said {
+                assert!(text.contains(part), "{arguments:?} does not say {part}: {text}");
+            }
+            assert!(text.lines().count() <= 3, "{text}");
+        }
+    }
+    assert!(host.is_clean());
+}
+
+#[test]
+fn a_command_line_without_sense_is_usage() {
+    let host = Host::new("usage");
+    for arguments in [
+        &["detach"][..],
+        &["detach", "0", "--all"],
+        &["attach"],
+        &["attach", "ram:1M", "--depth", "many"],
+        &["atach", "ram:1M"],
+        &["completions", "clay-tablet"],
+    ] {
+        host.fails(2, arguments);
+    }
+    assert!(host.fails(2, &["atach", "ram:1M"]).contains("attach"));
+}
+
+#[test]
+fn without_ublk_attach_says_so_in_one_sentence() {
+    if has_ublk() {
+        return;
+    }
+    let host = Host::new("no-ublk");
+    for extra in [&["--json"][..], &["--foreground"]] {
+        let text = host.fails(1, &[&["attach", "ram:1M"], extra].concat());
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("no ublk"), "{text}");
+    }
+    assert!(host.is_clean());
+    let features: serde_json::Value = serde_json::from_str(&host.works(&["features", "--json"])).unwrap();
+    assert_eq!(features["ublk"], false);
+    assert!(features["reason"].as_str().unwrap().contains("ublk"));
+    assert_eq!(features["features"].as_array().unwrap().len(), 21);
+    assert!(host.works(&["features"]).starts_with("no ublk: "));
+}
+
+#[test]
+fn an_empty_host_is_no_error() {
+    let host = Host::new("empty");
+    if has_ublk() {
+        return;
+    }
+    assert_eq!(host.works(&["list", "--json"]), "[]\n");
+    assert_eq!(host.works(&["list"]), "");
+    assert_eq!(host.works(&["gc"]), "");
+    assert_eq!(host.works(&["gc", "--foreign", "--json"]), "[]\n");
+    assert_eq!(host.works(&["detach", "--all"]), "");
+}
+
+#[test]
+fn gc_removes_what_a_server_of_an_earlier_life_left() {
+    let host = Host::new("gc");
+    let run = host.folder.join("run");
+    std::fs::create_dir_all(&run).unwrap();
+    let id = 999_999;
+    let entry = serde_json::json!({
+        "id": id, "device": format!("/dev/ublkb{id}"), "spec": "ram:1G", "directory": "/", "argv": ["blockhaus"],
+        "pid": 1, "pid_start": 1, "boot": "another", "started": 1, "started_since_boot": 1, "node": 1, "report": null,
+    });
+    for (name, text) in [("json", entry.to_string()), ("log", "x".into()), ("sock", String::new())] {
+        std::fs::write(run.join(format!("{id}.{name}")), text).unwrap();
+    }
+    std::fs::write(run.join("999998.log"), "left alone").unwrap();
+    let list: serde_json::Value = serde_json::from_str(&host.works(&["list", "--json"])).unwrap();
+    let ours = list.as_array().unwrap().iter().find(|disk| disk["id"] == id).unwrap().clone();
+    assert_eq!((&ours["state"], &ours["spec"]), (&"dead".into(), &"ram:1G".into()));
+    let status: serde_json::Value =
+        serde_json::from_str(&host.works(&["status", "999999", "--json"])).unwrap();
+    assert_eq!(status["state"], "dead");
+    let said = host.works(&["gc"]);
+    for name in ["999999.json", "999999.log", "999999.sock", "999998.log"] {
+        assert!(said.contains(name), "{said}");
+    }
+    assert!(host.is_clean());
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_verb() {
+    let host = Host::new("docs");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = host.works(&["completions", shell]);
+        for verb in VERBS {
+            assert!(script.contains(verb), "{shell} does not know {verb}");
+        }
+    }
+    assert!(host.works(&["man"]).contains("blockhaus"));
+    let folder = host.folder.to_str().unwrap();
+    let said = host.works(&["man", folder]);
+    for verb in VERBS {
+        let path = host.folder.join(format!("blockhaus-{verb}.1"));
+        let page = std::fs::read_to_string(&path).unwrap();
+        assert!(said.contains(path.to_str().unwrap()));
+        assert!(page.contains(".SH SYNOPSIS") && page.contains(".SH DESCRIPTION"), "{page}");
+    }
+    assert!(host.folder.join("blockhaus.1").exists());
+    assert!(!host.folder.join("blockhaus-isolated.1").exists());
+}
