@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
@@ -172,7 +172,9 @@ where
                 None => Ok(()),
             },
             Token::Operation { slot, entry } => self.operation_ended(slot, entry, completion.result),
-            Token::Wake => self.ring.arm_wake().map_err(|error| Error::system("a queue's io_uring failed", error)),
+            Token::Wake => {
+                self.ring.arm_wake().map_err(|error| Error::system("a queue's io_uring failed", error))
+            }
         }
     }
 
@@ -215,11 +217,11 @@ where
     #[inline]
     fn advance(&mut self, number: u16) -> Result<()> {
         let slot = &mut self.slots.slots[usize::from(number)];
-        if let Some(task) = slot.task.as_mut().as_pin_mut() {
-            if let std::task::Poll::Ready(result) = task.poll(&mut Context::from_waker(&slot.waker)) {
-                slot.task.set(None);
-                slot.result = Some(result);
-            }
+        if let Some(task) = slot.task.as_mut().as_pin_mut()
+            && let Poll::Ready(result) = task.poll(&mut Context::from_waker(&slot.waker))
+        {
+            slot.task.set(None);
+            slot.result = Some(result);
         }
         if let Some(result) = slot.result
             && self.ring.slot(number).in_flight() == 0

@@ -111,7 +111,7 @@ impl Queue for FileQueue {
         match io.op {
             Op::Read => self.read(io.offset, &mut payload).await,
             Op::Write => self.write(io.offset, &mut payload, io.flags.contains(Flags::FUA)).await,
-            Op::Flush => self.ring.sync_data(self.file, &mut payload).await.map(drop),
+            Op::Flush => self.ring.sync_data(self.file, &payload).await.map(drop),
             Op::Discard => self.discard(&io, &mut payload).await,
             Op::WriteZeroes => self.write_zeroes(&io, &mut payload).await,
         }
@@ -139,8 +139,8 @@ impl FileQueue {
     async fn write(&self, offset: u64, payload: &mut Payload<'_>, durable: bool) -> IoResult {
         let mut done = 0;
         while done < payload.len() {
-            let mut rest = payload.part(done..payload.len())?;
-            match self.ring.write(self.file, &mut rest, offset + done as u64, durable).await {
+            let rest = payload.part(done..payload.len())?;
+            match self.ring.write(self.file, &rest, offset + done as u64, durable).await {
                 Ok(0) => return Err(Errno::EIO),
                 Ok(written) => done += written as usize,
                 Err(errno) if again(errno) => {}

@@ -29,7 +29,7 @@ impl Ram {
     /// are cheaper and a small write may take 2 MiB.
     pub fn new(size: u64, block_size: u32, huge_pages: bool) -> Result<Ram> {
         let what = || format!("cannot make a RAM disk of {size} bytes");
-        if size == 0 || size % u64::from(block_size) != 0 {
+        if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
             return Err(Error::invalid(
                 what(),
                 format!("the size is no multiple of the block size {block_size}, or 0"),

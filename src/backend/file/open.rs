@@ -243,7 +243,7 @@ fn check_size(path: &Path, size: u64, block_size: u32) -> Result<()> {
         return Err(Error::invalid(what(path), "it is empty, its size is 0")
             .cure(format!("say how large the disk is to be: file:{},size=10G", path.display())));
     }
-    if size % block != 0 {
+    if !size.is_multiple_of(block) {
         let next = size.next_multiple_of(block);
         let why = format!("its {size} bytes are no multiple of the block size {block}");
         return Err(Error::invalid(what(path), why)

@@ -22,7 +22,7 @@ impl Descriptors {
     /// Maps those of `queue`. Queues lie as far apart as if each had the greatest depth there is,
     /// whatever theirs; `descriptor_size` is what the driver said, 24 before 7.3.
     pub fn map(device: &File, queue: u16, depth: u16, descriptor_size: usize) -> io::Result<Descriptors> {
-        if descriptor_size < size_of::<IoDesc>() || descriptor_size % align_of::<IoDesc>() != 0 {
+        if descriptor_size < size_of::<IoDesc>() || !descriptor_size.is_multiple_of(align_of::<IoDesc>()) {
             return Err(io::Error::other(format!("the driver's descriptors have {descriptor_size} bytes")));
         }
         let stride = (usize::from(MAX_QUEUE_DEPTH) * descriptor_size).next_multiple_of(page_size());

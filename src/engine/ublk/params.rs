@@ -86,7 +86,7 @@ fn check(geometry: &Geometry) -> Result<()> {
             format!("its physical block size {} is no power of two", geometry.physical_block_size),
         ));
     }
-    if geometry.size == 0 || geometry.size % u64::from(block) != 0 {
+    if geometry.size == 0 || !geometry.size.is_multiple_of(u64::from(block)) {
         let why =
             format!("its size of {} bytes is 0 or no multiple of the block size {block}", geometry.size);
         return Err(Error::invalid(what, why).cure("give a size that is a multiple"));

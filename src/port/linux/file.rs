@@ -220,7 +220,10 @@ mod tests {
         if let Ok(file) = open(&path, How { direct: true, ..How::default() })
             && let Some(alignment) = direct_alignment(&file).unwrap()
         {
-            assert!(alignment.memory.is_power_of_two() && alignment.offset.is_power_of_two(), "{alignment:?}");
+            assert!(
+                alignment.memory.is_power_of_two() && alignment.offset.is_power_of_two(),
+                "{alignment:?}"
+            );
         }
     }
 }

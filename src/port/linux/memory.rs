@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, MmapAdvise, MlockAllFlags, ProtFlags, madvise, mlockall, mmap, mmap_anonymous, munlock, munmap};
+use nix::sys::mman::{
+    MapFlags, MlockAllFlags, MmapAdvise, ProtFlags, madvise, mlockall, mmap, mmap_anonymous, munlock, munmap,
+};
 
 use crate::port::system::page_size;
 
@@ -38,7 +40,8 @@ impl Mapping {
         let len = rounded(len)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no other.
-        let start = unsafe { mmap_anonymous(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+        let start =
+            unsafe { mmap_anonymous(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
         let mapping = Mapping { start: start.cast(), len: len.get() };
         let advice = match huge_pages {
             HugePages::Wanted => MmapAdvise::MADV_HUGEPAGE,
@@ -56,7 +59,14 @@ impl Mapping {
         let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no other.
         let start = unsafe {
-            mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE, file.as_fd(), offset)
+            mmap(
+                None,
+                len,
+                ProtFlags::PROT_READ,
+                MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE,
+                file.as_fd(),
+                offset,
+            )
         }?;
         Ok(Mapping { start: start.cast(), len: len.get() })
     }
@@ -99,7 +109,7 @@ impl Mapping {
     /// Nobody relies on the contents of the range, and no reference into it exists.
     pub unsafe fn give_back(&self, offset: usize, len: usize) -> io::Result<()> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
-        if !inside || offset % page_size() != 0 || len % page_size() != 0 {
+        if !inside || !offset.is_multiple_of(page_size()) || !len.is_multiple_of(page_size()) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         if len == 0 {
@@ -128,7 +138,10 @@ fn rounded(len: u64) -> io::Result<NonZeroUsize> {
     let page = page_size() as u64;
     let rounded = len.checked_next_multiple_of(page).and_then(|len| usize::try_from(len).ok());
     // Half the address space is more than any mapping can get, and keeps sums from overflowing.
-    rounded.filter(|&len| len < usize::MAX / 2).and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput.into())
+    rounded
+        .filter(|&len| len < usize::MAX / 2)
+        .and_then(NonZeroUsize::new)
+        .ok_or(io::ErrorKind::InvalidInput.into())
 }
 
 /// Sum of the `Rss:` of all areas of `smaps` inside start..end. The kernel may split one mapping

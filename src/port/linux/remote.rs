@@ -158,7 +158,13 @@ impl Ticket {
     /// # Safety
     /// `entry` of `slot` is in flight over exactly these bytes, which are initialised, and no
     /// second ticket for it exists.
-    pub(super) unsafe fn new(remote: Arc<Remote>, slot: u16, entry: u8, start: *mut u8, len: usize) -> Ticket {
+    pub(super) unsafe fn new(
+        remote: Arc<Remote>,
+        slot: u16,
+        entry: u8,
+        start: *mut u8,
+        len: usize,
+    ) -> Ticket {
         Ticket { remote, slot, entry, start, len, result: -Errno::EIO.number() }
     }
 

@@ -86,12 +86,17 @@ struct Inner {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ring").field("slots", &self.slots.len()).field("setup", &self.setup).finish_non_exhaustive()
+        f.debug_struct("Ring")
+            .field("slots", &self.slots.len())
+            .field("setup", &self.setup)
+            .finish_non_exhaustive()
     }
 }
 
+type SetUp = fn(&mut io_uring::Builder);
+
 /// Ring set-ups from the best down: what they need says `io_uring_setup(2)`.
-const SETUPS: [(&str, fn(&mut io_uring::Builder)); 4] = [
+const SETUPS: [(&str, SetUp); 4] = [
     ("single-issuer defer-taskrun no-sqarray", |builder| {
         builder.setup_single_issuer().setup_defer_taskrun().setup_no_sqarray();
     }),
@@ -213,7 +218,9 @@ impl Ring {
         match result {
             Ok(_) => Ok(()),
             // EBUSY: completions must be reaped before more is taken, which comes next anyway.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -266,19 +273,22 @@ impl Ring {
         let place = payload.place();
         let len = place.len as u32;
         let entry = match place.registered {
-            Some(index) => opcode::ReadFixed::new(types::Fixed(file.0), place.start, len, index).offset(offset).build(),
+            Some(index) => {
+                opcode::ReadFixed::new(types::Fixed(file.0), place.start, len, index).offset(offset).build()
+            }
             None => opcode::Read::new(types::Fixed(file.0), place.start, len).offset(offset).build(),
         };
         Operation::new(self, payload, Work::Entry(entry))
     }
 
     /// Writes all of `payload` to `offset` of the file. With `durable` the data is on stable
-    /// storage before it completes (RWF_DSYNC). Yields the bytes written.
+    /// storage before it completes (RWF_DSYNC). Yields the bytes written. Several writes may take the
+    /// same bytes at once.
     #[inline]
     pub fn write<'a>(
         &'a self,
         file: FixedFile,
-        payload: &'a mut Payload<'_>,
+        payload: &'a Payload<'_>,
         offset: u64,
         durable: bool,
     ) -> Operation<'a> {
@@ -290,13 +300,16 @@ impl Ring {
                 .offset(offset)
                 .rw_flags(flags)
                 .build(),
-            None => opcode::Write::new(types::Fixed(file.0), place.start, len).offset(offset).rw_flags(flags).build(),
+            None => opcode::Write::new(types::Fixed(file.0), place.start, len)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
         };
         Operation::new(self, payload, Work::Entry(entry))
     }
 
     /// fdatasync(2).
-    pub fn sync_data<'a>(&'a self, file: FixedFile, payload: &'a mut Payload<'_>) -> Operation<'a> {
+    pub fn sync_data<'a>(&'a self, file: FixedFile, payload: &'a Payload<'_>) -> Operation<'a> {
         let entry = opcode::Fsync::new(types::Fixed(file.0)).flags(types::FsyncFlags::DATASYNC).build();
         Operation::new(self, payload, Work::Entry(entry))
     }
@@ -305,7 +318,7 @@ impl Ring {
     pub fn allocate<'a>(
         &'a self,
         file: FixedFile,
-        payload: &'a mut Payload<'_>,
+        payload: &'a Payload<'_>,
         mode: AllocateMode,
         offset: u64,
         len: u64,
@@ -358,7 +371,7 @@ pub struct Operation<'a> {
 
 impl<'a> Operation<'a> {
     #[inline]
-    fn new(ring: &'a Ring, payload: &'a mut Payload<'_>, work: Work) -> Operation<'a> {
+    fn new(ring: &'a Ring, payload: &'a Payload<'_>, work: Work) -> Operation<'a> {
         let place = payload.place();
         let start = place.start as usize;
         Operation { ring, slot: place.slot, entry: None, memory: (start, start + place.len), work }

@@ -44,7 +44,12 @@ impl CpuMask {
     /// The processors this thread may run on.
     pub fn current() -> io::Result<CpuMask> {
         let set = sched_getaffinity(Pid::from_raw(0))?;
-        Ok(CpuMask((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).map(|cpu| cpu as u16).collect()))
+        Ok(CpuMask(
+            (0..CpuSet::count())
+                .filter(|&cpu| set.is_set(cpu).unwrap_or(false))
+                .map(|cpu| cpu as u16)
+                .collect(),
+        ))
     }
 
     /// Those of this set that are in the other as well.
@@ -72,7 +77,8 @@ impl std::fmt::Display for CpuMask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut at = 0;
         while at < self.0.len() {
-            let run = (at..self.0.len()).take_while(|&i| usize::from(self.0[i] - self.0[at]) == i - at).count();
+            let run =
+                (at..self.0.len()).take_while(|&i| usize::from(self.0[i] - self.0[at]) == i - at).count();
             let comma = if at == 0 { "" } else { "," };
             match run {
                 1 => write!(f, "{comma}{}", self.0[at])?,
