@@ -9,12 +9,6 @@ b=/run/blockhaus/busybox
 cd /root || cd /
 . /run/blockhaus/settings
 
-# The kernel starts with one CPU: it patches its own code while it boots, and
-# QEMU's translator can let another CPU run into a half-patched place.
-for cpu in /sys/devices/system/cpu/cpu[0-9]*/online; do
-    echo 1 >"$cpu"
-done
-
 # The loaded ones make their devices before udev listens, which saves time.
 $b modprobe -q ublk_drv
 $b modprobe -q nbd nbds_max=4
@@ -48,6 +42,12 @@ for at in 0:stdin 1:stdout 2:stderr; do
 done
 echo blockhaus-guest >/proc/sys/kernel/hostname
 $b ip link set lo up
+# The kernel starts with one CPU: it patches its own code while it boots, and
+# QEMU's translator can let another CPU run into a half-patched place.
+for cpu in /sys/devices/system/cpu/cpu[0-9]*/online; do
+    echo 1 >"$cpu"
+done
+
 /usr/lib/systemd/systemd-udevd --daemon
 
 # Set port to the device of the virtio port called $1.
