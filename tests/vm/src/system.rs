@@ -18,7 +18,7 @@ impl Snapshot {
         let mut things = BTreeMap::new();
         things.insert("device", devices());
         things.insert("process", processes());
-        things.insert("file", listing(&blockhaus::run_dir()));
+        things.insert("file", state_files());
         things.insert("loop device", loops());
         things.insert("mount", mounts());
         things.insert("lock", locks());
@@ -68,6 +68,15 @@ pub fn leftovers(before: &Snapshot, grace: Duration) -> Vec<String> {
 fn listing(dir: &Path) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(dir) else { return BTreeSet::new() };
     entries.flatten().map(|entry| entry.path().display().to_string()).collect()
+}
+
+/// Files of blockhaus. Its lock file may stay, empty: removing one races with who opens it; that
+/// nobody holds it any more shows among the locks.
+fn state_files() -> BTreeSet<String> {
+    let lock = blockhaus::run_dir().join("lock");
+    let idle = fs::metadata(&lock).is_ok_and(|meta| meta.len() == 0);
+    let lock = lock.display().to_string();
+    listing(&blockhaus::run_dir()).into_iter().filter(|path| !(idle && *path == lock)).collect()
 }
 
 fn devices() -> BTreeSet<String> {

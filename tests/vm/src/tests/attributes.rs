@@ -98,14 +98,19 @@ fn io_flusher_flags() -> Outcome<u64> {
         // SAFETY: gettid takes nothing and cannot fail.
         let stat = format!("/proc/self/task/{}/stat", unsafe { libc::gettid() });
         let flags = || procfs::stat(&stat).map(|stat| stat.flags).context("cannot read our own stat");
+        let set = |on: libc::c_ulong| {
+            // SAFETY: this prctl takes numbers alone and changes flags of this thread, which ends
+            // here.
+            let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, 0, 0, 0) };
+            let error = std::io::Error::last_os_error();
+            ensure!(result == 0, "PR_SET_IO_FLUSHER is refused to the test itself: {error}");
+            Ok(())
+        };
+        // On and off first: using the privilege leaves a flag of its own.
+        set(1)?;
+        set(0)?;
         let before = flags()?;
-        // SAFETY: this prctl takes numbers alone and changes flags of this thread, which ends here.
-        let result = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
-        ensure!(
-            result == 0,
-            "PR_SET_IO_FLUSHER is refused to the test itself: {}",
-            std::io::Error::last_os_error()
-        );
+        set(1)?;
         let gained = flags()? & !before;
         ensure!(gained != 0, "PR_SET_IO_FLUSHER shows in no flag: the test cannot see anything");
         Ok(gained)

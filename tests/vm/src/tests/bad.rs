@@ -98,7 +98,7 @@ fn size_zero() -> Outcome {
 
 fn size_nonsense() -> Outcome {
     for size in ["lots", "-5M", "1Q", "", "99999999999999999999", "16777216T", "1.5G"] {
-        refused(&[&format!("ram:{size}")], &["size"], &[])?;
+        refused(&[&format!("ram:{size}")], &[size], &["size", "bytes"])?;
     }
     Ok(())
 }
@@ -167,9 +167,9 @@ fn unknown_spec() -> Outcome {
 }
 
 fn near_miss() -> Outcome {
-    refused(&["rma:8M"], &["rma"], &["`ram", "ram:", "'ram"])?;
-    refused(&["flie:/tmp/x"], &["flie"], &["`file", "file:", "'file"])?;
-    refused(&["RAM:8M"], &["RAM"], &["`ram", "ram:", "'ram"])
+    refused(&["rma:8M"], &["rma"], &["did you mean ram", "did you mean `ram"])?;
+    refused(&["flie:/tmp/x"], &["flie"], &["did you mean file", "did you mean `file"])?;
+    refused(&["RAM:8M"], &["RAM"], &["did you mean ram", "ram:"])
 }
 
 fn unknown_key() -> Outcome {

@@ -4,6 +4,7 @@ use super::bad::refused;
 use super::{Entry, Where, entry};
 use crate::blockhaus::Blockhaus;
 use crate::check::device::Device;
+use crate::check::model::Target;
 use crate::home::{Loop, Mounted};
 use crate::outcome::{Context, Fail, Outcome};
 use crate::run::Cmd;
@@ -14,8 +15,9 @@ pub(super) const TESTS: &[Entry] = &[
     entry("bad/mounted-block-device", 60, Where::Ends, mounted_block_device),
     entry("bad/held-block-device", 60, Where::Ends, held_block_device),
     entry("bad/read-only-file", 60, Where::Ends, read_only_file),
-    entry("bad/own-device", 60, Where::Ends, character_device),
+    entry("bad/no-disk-at-all", 60, Where::Ends, no_disk_at_all),
     entry("life/file-on-block-device", 90, Where::Ends, block_device),
+    entry("life/file-without-direct-io", 60, Where::Ends, without_direct),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -44,7 +46,7 @@ fn mounted_block_device() -> Outcome {
     refused(
         &[&format!("file:{}", below.device)],
         &[&below.device, &mounted.path().display().to_string()],
-        &["umount", "unmount"],
+        &["umount", "unmount", "release"],
     )?;
     mounted.unmount()?;
     Cmd::new("e2fsck").args(["-f", "-n", &below.device]).timeout(60).ok()?;
@@ -78,7 +80,7 @@ fn read_only_file() -> Outcome {
     result
 }
 
-fn character_device() -> Outcome {
+fn no_disk_at_all() -> Outcome {
     refused(&["file:/dev/null"], &["/dev/null"], &["regular file", "block device"])?;
     refused(&["file:/proc/self/status"], &["/proc/self/status"], &["size", "empty", "regular"])
 }
@@ -104,4 +106,33 @@ fn block_device() -> Outcome {
     )?;
     device.detach()?;
     Cmd::new("e2fsck").args(["-f", "-n", &below.device]).timeout(60).ok().map(drop).map_err(|fail: Fail| fail)
+}
+
+/// Where the file system has no O_DIRECT, `auto` says that it falls back, and `yes` refuses.
+fn without_direct() -> Outcome {
+    let tool = Blockhaus::new();
+    let mounted = Mounted::with("ramfs", "ramfs", &["-t", "ramfs"])?;
+    let path = mounted.path().join("disk.img").display().to_string();
+    let device = tool.attach(&[&format!("file:{path},size=32M")])?;
+    let said = device.info.notes.join(" ").to_lowercase();
+    ensure!(
+        ["direct", "buffered", "page cache"].iter().any(|word| said.contains(word)),
+        "attach does not say that it serves without O_DIRECT: {said:?}"
+    );
+    let disk = Device::open(device.path())?;
+    disk.fill(1, MIB, 4 * MIB)?;
+    disk.flush().context("flush")?;
+    disk.zero(2 * MIB, MIB).context("write-zeroes where the file system cannot punch holes")?;
+    disk.expect(1, MIB, MIB, MIB)?;
+    disk.expect_zeros(2 * MIB, MIB)?;
+    disk.expect(1, 3 * MIB, 2 * MIB, 3 * MIB)?;
+    drop(disk);
+    device.detach()?;
+    refused(
+        &[&format!("file:{path},direct=yes")],
+        &[&path],
+        &["direct=auto", "direct=no", "leave direct=yes"],
+    )?;
+    tool.attach(&[&format!("file:{path},direct=no")])?.detach()?;
+    mounted.unmount()
 }
