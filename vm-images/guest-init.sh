@@ -5,9 +5,9 @@
 # static program starts several times faster on an emulated CPU.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LC_ALL=C.UTF-8 TERM=linux
-b=/run/blockhaus/busybox
+b=/run/guest/busybox
 cd /root || cd /
-. /run/blockhaus/settings
+. /run/guest/settings
 
 # The loaded ones make their devices before udev listens, which saves time.
 $b modprobe -q ublk_drv
@@ -34,8 +34,8 @@ cat_fstab() {
         esac
     done
 }
-cat_fstab >/run/blockhaus/fstab
-$b mount -a -T /run/blockhaus/fstab
+cat_fstab >/run/guest/fstab
+$b mount -a -T /run/guest/fstab
 $b ln -sfn /proc/self/fd /dev/fd
 for at in 0:stdin 1:stdout 2:stderr; do
     $b ln -sfn "/proc/self/fd/${at%:*}" "/dev/${at#*:}"
@@ -75,14 +75,14 @@ status_port=$port
 exec 9>"$status_port"
 echo started >&9
 
-if [ -e /run/blockhaus/command ]; then
+if [ -e /run/guest/command ]; then
     # A port can be opened once only, and commands reopen /dev/stderr: they get
     # a pipe, which a second process empties into the port.
     find_port blockhaus.out
-    $b mkfifo /run/blockhaus/out
-    $b cat /run/blockhaus/out >"$port" 9>&- &
+    $b mkfifo /run/guest/out
+    $b cat /run/guest/out >"$port" 9>&- &
     drain=$!
-    $b setsid bash /run/blockhaus/command </dev/null >/run/blockhaus/out 2>&1 9>&-
+    $b setsid bash /run/guest/command </dev/null >/run/guest/out 2>&1 9>&-
     status=$?
     # What the command left running may hold the pipe for ever.
     wait_a_while $drain 100

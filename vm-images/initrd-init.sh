@@ -34,10 +34,10 @@ $b mkdir -p "/newroot/usr/lib/modules/$release"
 find_disk modules
 $b mount -t ext4 -o ro "$disk" "/newroot/usr/lib/modules/$release"
 $b mount -t tmpfs -o mode=755 run /newroot/run
-$b cp -r /order /newroot/run/blockhaus
-$b cp $b /newroot/run/blockhaus/busybox
+$b cp -r /order /newroot/run/guest
+$b cp $b /newroot/run/guest/busybox
 for fs in proc sys dev; do
     $b mount --move /$fs /newroot/$fs
 done
-exec $b switch_root /newroot /run/blockhaus/busybox sh /run/blockhaus/init
+exec $b switch_root /newroot /run/guest/busybox sh /run/guest/init
 # exec fails when there is no root: PID 1 ends, and the kernel panics and says so.
