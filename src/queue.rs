@@ -97,7 +97,9 @@ impl<B: Backend> Stack for B {
             task: &task,
             stopping: false,
         };
-        turns.run()
+        let result = turns.run();
+        turns.drain();
+        result
     }
 }
 
@@ -158,6 +160,30 @@ where
             }
         }
         Ok(())
+    }
+
+    /// After a failure: waits for the operations that are still somewhere else, since they may touch
+    /// the buffers, which the caller is about to free.
+    fn drain(&mut self) {
+        let depth = self.slots.slots.len() as u16;
+        let mut completions = Vec::with_capacity(turn_capacity(depth));
+        while (0..depth).any(|slot| self.ring.slot(slot).in_flight() != 0) {
+            if self.ring.submit_and_wait().is_err() {
+                // Nothing can tell any more when the kernel lets go of this memory.
+                std::process::abort();
+            }
+            self.ring.completions(&mut completions);
+            for completion in &completions {
+                if let Token::Operation { slot, entry } = completion.token {
+                    self.ring.slot(slot).finish(entry, completion.result);
+                }
+            }
+            while let Some(message) = self.ring.remote().receive() {
+                if let Message::Finished { slot, entry, result } = message {
+                    self.ring.slot(slot).finish(entry, result);
+                }
+            }
+        }
     }
 
     fn done(&self) -> bool {
