@@ -1,0 +1,75 @@
+//! What the documentation says is what the program does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use blockhaus::stack::SpecTable;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The page's text around the table is written by hand; the table is the program's own.
+#[test]
+fn the_table_of_specs_is_the_programs() {
+    let page = read("docs/specs.md");
+    let table = SpecTable::builtin().markdown();
+    let start = page.find("| spec |").expect("the page has the table");
+    let end = page[start..].find("\n\n").map_or(page.len(), |end| start + end + 1);
+    if std::env::var_os("BLESS").is_some() {
+        let blessed = format!("{}{table}{}", &page[..start], &page[end..]);
+        return fs::write(root().join("docs/specs.md"), blessed).expect("the page can be written");
+    }
+    assert_eq!(&page[start..end], table, "run `BLESS=1 cargo test --test docs` and look at the difference");
+}
+
+/// Every line of the README and the guides that starts with `$ blockhaus VERB` names a verb and
+/// options that exist.
+#[test]
+fn every_command_in_the_docs_exists() {
+    let mut checked = 0;
+    for page in ["README.md", "docs/specs.md", "docs/guide.md"] {
+        for line in read(page).lines() {
+            let line = line.trim_start_matches(['$', '#', ' ']);
+            let Some(rest) = line.strip_prefix("blockhaus ").or_else(|| line.strip_prefix("sudo blockhaus ")) else {
+                continue;
+            };
+            let mut words = rest.split_whitespace().take_while(|word| !word.starts_with('#'));
+            let verb = words.next().expect("a verb").to_string();
+            let help = Command::new(env!("CARGO_BIN_EXE_blockhaus"))
+                .args([verb.as_str(), "--help"])
+                .output()
+                .expect("the program runs");
+            assert!(help.status.success(), "{page}: there is no `blockhaus {verb}`");
+            let help = String::from_utf8_lossy(&help.stdout).into_owned();
+            for option in words.filter(|word| word.starts_with("--")) {
+                let option = option.split('=').next().expect("a name");
+                assert!(help.contains(option), "{page}: `blockhaus {verb}` has no {option}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked >= 10, "the docs show only {checked} commands; does this test still find them?");
+}
+
+/// Links between our own pages lead somewhere.
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let pages = ["README.md", "docs/architecture.md", "docs/specs.md", "docs/guide.md", "docs/decisions/README.md"];
+    for page in pages {
+        let folder = root().join(page).parent().expect("a folder").to_path_buf();
+        for (at, _) in read(page).match_indices("](") {
+            let text = read(page);
+            let target = text[at + 2..].split(')').next().unwrap_or_default().to_string();
+            let file = target.split('#').next().unwrap_or_default();
+            if !file.is_empty() && !file.contains("://") {
+                assert!(folder.join(file).exists(), "{page} links to {target}, which is not there");
+            }
+        }
+    }
+}
