@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::stack::SpecTable;
 
 mod attach;
@@ -65,8 +65,6 @@ enum Verb {
     Gc(gc::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
-    #[command(hide = true, name = crate::registry::isolated::VERB)]
-    Isolated(isolated::Arguments),
 }
 
 /// The definitions that parsing, help, completions and man pages all come from.
@@ -77,7 +75,13 @@ fn command(table: &SpecTable) -> clap::Command {
 
 /// Does what this process's arguments say, with the spec types of `table`.
 pub fn run(table: SpecTable) -> ExitCode {
-    let parsed = command(&table).try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    // The helper's verb is nobody else's, and in no help text and no completion.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::registry::isolated::VERB) {
+        return isolated::run().unwrap_or_else(failed);
+    }
+    let (arguments, background) = background::arguments(std::env::args_os().collect());
+    let parsed =
+        command(&table).try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -86,18 +90,17 @@ pub fn run(table: SpecTable) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    match perform(cli.verb, &table) {
-        Ok(code) => code,
-        Err(error) => {
-            output::error(&error);
-            ExitCode::FAILURE
-        }
-    }
+    perform(cli.verb, &table, background).unwrap_or_else(failed)
 }
 
-fn perform(verb: Verb, table: &SpecTable) -> Result<ExitCode> {
+fn failed(error: Error) -> ExitCode {
+    output::error(&error);
+    ExitCode::FAILURE
+}
+
+fn perform(verb: Verb, table: &SpecTable, background: bool) -> Result<ExitCode> {
     match verb {
-        Verb::Attach(arguments) => attach::run(arguments, table),
+        Verb::Attach(arguments) => attach::run(arguments, table, background),
         Verb::Detach(arguments) => detach::run(arguments),
         Verb::List(arguments) => list::run(arguments),
         Verb::Status(arguments) => status::run(arguments),
@@ -105,7 +108,6 @@ fn perform(verb: Verb, table: &SpecTable) -> Result<ExitCode> {
         Verb::Gc(arguments) => gc::run(arguments),
         Verb::Completions(arguments) => completions::run(arguments, table),
         Verb::Man(arguments) => man::run(arguments, table),
-        Verb::Isolated(arguments) => isolated::run(arguments),
     }
 }
 

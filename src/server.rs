@@ -10,19 +10,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
-
-use crate::engine::ublk::{Device, Options, Report};
+use crate::engine::ublk::{Device, Report};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{self, Deadline, Duration};
 use crate::port::signal::{Signal, Signals};
-use crate::port::{process, socket, thread};
-use crate::queue::Stack;
+use crate::port::{socket, thread};
 use crate::registry::control::State;
 use crate::registry::{Entry, Registry, devices};
 
 mod clients;
+mod plan;
 mod stopping;
+
+pub use plan::{Plan, Ready};
 
 use clients::Clients;
 use stopping::Stopped;
@@ -35,72 +35,6 @@ const SECOND_SIGNAL: Duration = Duration::from_secs(60);
 
 /// How long clients have to take their last reply.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What is to be served, and how.
-pub struct Plan {
-    /// The spec it came from, as people see it.
-    pub spec: String,
-    /// The backend.
-    pub stack: Arc<dyn Stack>,
-    /// What the engine is asked for.
-    pub options: Options,
-    /// What a person should know that neither the backend nor the engine says.
-    pub notes: Vec<String>,
-}
-
-impl std::fmt::Debug for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plan")
-            .field("spec", &self.spec)
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What is said about a device when it can be opened.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Ready {
-    /// N of /dev/ublkbN.
-    pub id: u32,
-    /// The disk's path.
-    pub device: String,
-    /// The engine.
-    pub engine: String,
-    /// How data moves between the kernel and the server.
-    pub data_path: String,
-    /// Why that way.
-    pub data_path_reason: String,
-    /// Number of queues.
-    pub queues: u16,
-    /// Requests that a queue takes at once.
-    pub depth: u16,
-    /// Bytes in a logical block.
-    pub block_size: u32,
-    /// Bytes of the disk.
-    pub size: u64,
-    /// The process that serves it.
-    pub pid: i32,
-    /// What was chosen, and why.
-    pub notes: Vec<String>,
-}
-
-impl Ready {
-    fn new(device: &Device, report: &Report) -> Ready {
-        Ready {
-            id: device.id(),
-            device: device.path().display().to_string(),
-            engine: report.engine.clone(),
-            data_path: report.data_path.clone(),
-            data_path_reason: report.data_path_reason.clone(),
-            queues: report.queues,
-            depth: report.depth,
-            block_size: report.block_size,
-            size: report.size,
-            pid: process::own_pid(),
-            notes: report.notes.clone(),
-        }
-    }
-}
 
 /// Says something to whoever reads the log. Losing it is better than ending a disk over it, which
 /// is what `eprintln` would do when nobody reads any more.
@@ -161,6 +95,8 @@ struct Server {
     force: Arc<AtomicBool>,
     /// The last signal was refused; until then another one forces.
     refused: Option<Deadline>,
+    /// Whoever waited for the disk has it.
+    handed_over: bool,
     /// What made us stop, where it was not a wish.
     failure: Option<Error>,
 }
@@ -185,6 +121,7 @@ impl Server {
             cancelled: Arc::default(),
             force: Arc::default(),
             refused: None,
+            handed_over: false,
             failure: None,
         })
     }
@@ -292,6 +229,7 @@ impl Server {
             true => Err(interrupted()),
             false => self.keep_report().and_then(|()| ready(&said)),
         };
+        self.handed_over = result.is_ok();
         if let Err(error) = result {
             self.failure = Some(error);
             self.stop(true);
@@ -361,10 +299,12 @@ impl Server {
 
     /// Removes what the server has in the registry, and tells whoever waits.
     fn end(&mut self, result: &Result<()>) {
+        // The log is for those who knew the disk, where there is something to read in it.
+        let keep_log = result.is_err() && self.handed_over;
         // A device that could not be removed stays known, so that `gc` finds it.
         if let Some(entry) = self.entry.take()
             && !(devices::exists(entry.id) && entry.owns_device())
-            && let Err(error) = self.registry.remove(&entry, result.is_err())
+            && let Err(error) = self.registry.remove(&entry, keep_log)
         {
             log(&error.to_string());
         }

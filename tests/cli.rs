@@ -207,6 +207,9 @@ fn completions_and_manual_pages_know_every_verb() {
         for verb in VERBS {
             assert!(script.contains(verb), "{shell} does not know {verb}");
         }
+        for hidden in ["isolated", "--background"] {
+            assert!(!script.contains(hidden), "{shell} knows {hidden}");
+        }
     }
     assert!(host.works(&["man"]).contains("blockhaus"));
     let folder = host.folder.to_str().unwrap();

@@ -65,14 +65,10 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of the path.
     #[arg(long)]
     json: bool,
-
-    /// Be the server that another `attach` waits for.
-    #[arg(long, hide = true, conflicts_with_all = ["foreground", "json"])]
-    background: bool,
 }
 
-pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
-    if arguments.background {
+pub(super) fn run(arguments: Arguments, table: &SpecTable, background: bool) -> Result<ExitCode> {
+    if background {
         return background::serve(|| plan(&arguments, table));
     }
     // Blocked before a backend can make a thread.

@@ -1,9 +1,10 @@
 //! A server in the background, and the `attach` that waits for it.
 //!
-//! The server is this program again, with the same arguments and `--background`. Its standard
+//! The server is this program again, with the same arguments and a mark. Its standard
 //! output is a pipe on which it says one line: ready, or why not. Its standard error is ours until
 //! then, and its log afterwards.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -29,6 +30,20 @@ const CLEAN_UP: Duration = Duration::from_secs(20);
 /// Longest line a server says.
 const MAX_LINE: usize = 1 << 20;
 
+/// What stands behind `attach` on the command line of a server in the background. Not among the
+/// definitions of the command line, since it is for nobody to type.
+const MARK: &str = "--background";
+
+/// The arguments without [`MARK`], and whether it was there.
+pub(super) fn arguments(mut arguments: Vec<OsString>) -> (Vec<OsString>, bool) {
+    let marked = arguments.get(1).is_some_and(|verb| verb == "attach")
+        && arguments.get(2).is_some_and(|next| next == MARK);
+    if marked {
+        arguments.remove(2);
+    }
+    (arguments, marked)
+}
+
 /// The one line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -49,7 +64,7 @@ pub(super) enum Outcome {
 pub(super) fn start(mut signals: Signals) -> Result<Outcome> {
     let mut arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--json").collect();
     // Behind the verb, which is the first argument that there can be.
-    arguments.insert(1.min(arguments.len()), "--background".into());
+    arguments.insert(1.min(arguments.len()), MARK.into());
     let server = Helper::spawn(&arguments, MAX_LINE, false);
     let mut server = server.map_err(|error| Error::system("cannot start the server process", error))?;
     let deadline = Deadline::after(PATIENCE);

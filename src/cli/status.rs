@@ -45,6 +45,10 @@ struct Memory {
 struct Status {
     #[serde(flatten)]
     summary: Summary,
+    /// The folder that relative paths in the spec begin at.
+    directory: Option<String>,
+    /// Where the server writes what it has to say.
+    log: Option<String>,
     engine: Option<String>,
     data_path: Option<String>,
     data_path_reason: Option<String>,
@@ -69,7 +73,11 @@ impl Status {
         let text = |of: fn(&Report) -> &String| report.map(|report| of(report).clone());
         let mut notes: Vec<String> = report.map(|report| report.notes.clone()).unwrap_or_default();
         notes.extend(seen.why.clone());
+        let registry = Registry::of_host();
+        let log = Some(registry.log(seen.id)).filter(|log| seen.entry.is_some() && log.exists());
         Status {
+            directory: seen.entry.as_ref().map(|entry| entry.directory.display().to_string()),
+            log: log.map(|log| log.display().to_string()),
             engine: text(|report| &report.engine),
             data_path: text(|report| &report.data_path),
             data_path_reason: text(|report| &report.data_path_reason),
@@ -115,17 +123,22 @@ impl Status {
         say("features", self.features.join(" "));
         say("flags", self.flags.join(" "));
         say("server", disk.pid.map_or_else(|| "-".into(), |pid| format!("process {pid}")));
+        say("directory", self.directory.clone().unwrap_or_default());
+        say("log", self.log.clone().unwrap_or_default());
         say("uptime", or_dash(disk.uptime_s.map(human_time)));
-        say(
-            "memory",
-            format!(
-                "{} resident, {} locked, {} of that buffers, contents {}",
-                size(self.memory.resident),
-                size(self.memory.locked),
-                size(self.memory.locked_buffers),
-                size(self.memory.backend)
-            ),
-        );
+        let memory = &self.memory;
+        if memory.resident.is_some() || memory.locked_buffers.is_some() {
+            say(
+                "memory",
+                format!(
+                    "{} resident, {} locked, {} of that buffers, contents {}",
+                    size(memory.resident),
+                    size(memory.locked),
+                    size(memory.locked_buffers),
+                    size(memory.backend)
+                ),
+            );
+        }
         for thread in &self.queue_threads {
             let flusher = if thread.io_flusher { "IO_FLUSHER" } else { "not an IO_FLUSHER (not permitted)" };
             say(

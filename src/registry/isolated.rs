@@ -11,7 +11,7 @@ use super::control::received_error;
 use super::devices;
 use crate::engine::ublk::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::port::clock::Deadline;
+use crate::port::clock::{Deadline, Duration};
 use crate::port::process::{self, Helper};
 
 /// The hidden verb of the helper.
@@ -20,10 +20,13 @@ pub const VERB: &str = "isolated";
 /// Longest line that a helper says.
 const MAX_LINE: usize = 64 << 10;
 
+/// How long the id of a removed device may stay taken before that is left to its users.
+const ID_FREE: Duration = Duration::from_secs(1);
+
 /// What the helper is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// STOP, and when that has returned, DEL.
+    /// STOP, and when that has returned, DEL, without waiting for whoever still has the disk open.
     Remove,
     /// What the driver knows of a device.
     Info,
@@ -113,12 +116,14 @@ fn carry_out(order: Order, control: &Control, id: u32) -> Result<Answer> {
     match order {
         Order::Remove => {
             // A device that is gone already is as it should be, at either step.
-            for step in [Control::stop, Control::delete] {
-                match step(control, id) {
-                    Err(error) if error.kind() != Kind::NotFound => return Err(error),
-                    _ => {}
-                }
+            unless_gone(control.stop(id))?;
+            match control.delete_async(id) {
+                Err(error) if error.kind() == Kind::Unsupported => unless_gone(control.delete(id))?,
+                result => unless_gone(result)?,
             }
+            // Whoever still has the disk mounted or open keeps the id taken, and nothing else.
+            let is_free = || control.info(id).is_err_and(|error| error.kind() == Kind::NotFound);
+            Deadline::after(ID_FREE).wait_until(is_free);
             Ok(Answer::Removed { id })
         }
         Order::Info => {
@@ -132,6 +137,10 @@ fn carry_out(order: Order, control: &Control, id: u32) -> Result<Answer> {
             Ok(Answer::Info { id, info })
         }
     }
+}
+
+fn unless_gone(result: Result<()>) -> Result<()> {
+    result.or_else(|error| if error.kind() == Kind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Removes a device whose server is gone, and waits until it is away.
