@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::size_of;
 
-use blockhaus_uapi::ublk::{CtrlCmd, CtrlDevInfo, Features, NEW_DEV_ID, NO_QUEUE, Params, cmd, state};
+use blockhaus_uapi::ublk::{CtrlCmd, CtrlDevInfo, Features, NEW_DEV_ID, NO_QUEUE, Params, cmd};
 
 use super::availability;
 use crate::error::{Error, Kind, Result};
@@ -32,11 +32,6 @@ pub struct Control {
 
 /// What the kernel says of a device.
 pub type Info = CtrlDevInfo;
-
-/// Whether a state is that of a disk which is shown.
-pub fn is_live(info: &Info) -> bool {
-    info.state == state::LIVE
-}
 
 impl Control {
     /// Opens the control device, loading the driver where it is not loaded. The error says why

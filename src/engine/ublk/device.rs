@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_DEV_ID};
+use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_DEV_ID, ParamTypes, Params};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::control::Control;
@@ -109,7 +109,7 @@ impl Device {
                 info.nr_hw_queues, info.queue_depth, options.queues, options.depth
             ));
         }
-        device.control.set_params(info.dev_id, parameters)?;
+        device.set_params(parameters, &mut notes)?;
         let seats = device.seat_queues()?;
         device.go_live()?;
         let report = device.report(features, seats, notes);
@@ -221,6 +221,18 @@ impl Added {
 
     fn failure(&self) -> Option<String> {
         self.queues.iter().find_map(QueueHandle::failure)
+    }
+
+    /// Sets the parameters, and reads back which of them this kernel knows.
+    fn set_params(&self, wanted: Params, notes: &mut Vec<String>) -> Result<()> {
+        self.control.set_params(self.id(), wanted)?;
+        // An alignment of memory is only a wish: without it the block layer aligns more than needed.
+        let ignored = wanted.types - ParamTypes::DMA_ALIGN - self.control.params(self.id())?.types;
+        if !ignored.is_empty() {
+            let names: Vec<&str> = ignored.iter_names().map(|(name, _)| name).collect();
+            notes.push(format!("this kernel does not know the parameters {}", names.join(", ")));
+        }
+        Ok(())
     }
 
     /// Opens the character device and starts a thread for each queue; returns when all are ready.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use io_uring::{IoUring, Probe, opcode, squeue, types};
+use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::io::Errno;
 use crate::payload::{OPERATIONS_PER_SLOT, Payload, SlotState};
@@ -149,13 +149,6 @@ impl Ring {
     /// The set-up flags this kernel took, for `status`.
     pub fn setup(&self) -> &'static str {
         self.0.setup
-    }
-
-    /// Whether this kernel has all the operations that the engines and backends use.
-    pub fn supports_commands(&self) -> io::Result<bool> {
-        let mut probe = Probe::new();
-        self.0.uring.borrow().submitter().register_probe(&mut probe)?;
-        Ok(probe.is_supported(opcode::UringCmd16::CODE))
     }
 
     /// The operations of a slot.
