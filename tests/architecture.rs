@@ -186,7 +186,11 @@ fn no_backend_knows_another_and_no_engine_knows_one() {
 fn a_file_is_one_idea() {
     for path in files(&source()) {
         let lines = fs::read_to_string(&path).expect("a source file can be read").lines().count();
-        assert!(lines <= LONGEST_FILE, "{} has {lines} lines: what is the second idea in it?", path.display());
+        assert!(
+            lines <= LONGEST_FILE,
+            "{} has {lines} lines: what is the second idea in it?",
+            path.display()
+        );
     }
 }
 

@@ -36,7 +36,8 @@ fn every_command_in_the_docs_exists() {
     for page in ["README.md", "docs/specs.md", "docs/guide.md"] {
         for line in read(page).lines() {
             let line = line.trim_start_matches(['$', '#', ' ']);
-            let Some(rest) = line.strip_prefix("blockhaus ").or_else(|| line.strip_prefix("sudo blockhaus ")) else {
+            let Some(rest) = line.strip_prefix("blockhaus ").or_else(|| line.strip_prefix("sudo blockhaus "))
+            else {
                 continue;
             };
             let mut words = rest.split_whitespace().take_while(|word| !word.starts_with('#'));
@@ -60,7 +61,8 @@ fn every_command_in_the_docs_exists() {
 /// Links between our own pages lead somewhere.
 #[test]
 fn links_between_pages_lead_somewhere() {
-    let pages = ["README.md", "docs/architecture.md", "docs/specs.md", "docs/guide.md", "docs/decisions/README.md"];
+    let pages =
+        ["README.md", "docs/architecture.md", "docs/specs.md", "docs/guide.md", "docs/decisions/README.md"];
     for page in pages {
         let folder = root().join(page).parent().expect("a folder").to_path_buf();
         for (at, _) in read(page).match_indices("](") {
