@@ -17,7 +17,8 @@ pub struct Need {
 }
 
 impl Need {
-    const fn new(what: &'static str, package: &'static str) -> Self {
+    /// A program's name or a file's path, and the package to install for it.
+    pub const fn new(what: &'static str, package: &'static str) -> Self {
         Self { what, package }
     }
 
@@ -45,6 +46,9 @@ pub const TO_BUILD: &[Need] = &[
     Need::new("dpkg-deb", "dpkg"),
 ];
 
+/// Needed to link programs, statically too, and to compile a C program in a test.
+pub const TO_COMPILE: &[Need] = &[Need::new("cc", "gcc"), Need::new("/usr/include/stdio.h", "libc6-dev")];
+
 /// The packages of `needs` that are missing, each once.
 fn missing(needs: &[Need]) -> Vec<&'static str> {
     let mut packages: Vec<_> =
@@ -70,7 +74,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     if !run::is_root() && run::find_program("sudo").is_none() {
         bail!("missing: {list}. Install them as root: apt-get install {list}");
     }
-    say::step(format!("installing {} (needed for the virtual machine)", packages.join(", ")));
+    say::step(format!("installing {} (missing on this machine)", packages.join(", ")));
     if install(&packages).is_err() {
         say::step("that failed; refreshing this machine's package lists and trying once more");
         run::quiet(run::as_root("apt-get").arg("update").stdin(Stdio::null()))

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{say, vm};
+use xtask::{say, test, vm};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -15,12 +15,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Run everything that CI runs, and count it.
+    Test(test::Args),
     /// Boot a Debian kernel in QEMU and run a command inside it.
     Vm(vm::cli::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
+        Verb::Test(args) => test::main(&args),
         Verb::Vm(args) => vm::cli::main(&args),
     };
     done.unwrap_or_else(|error| {

@@ -8,7 +8,7 @@ pub mod kernel;
 pub mod recipe;
 pub mod rootfs;
 
-mod archive;
+pub(crate) mod archive;
 mod cpio;
 mod image;
 mod initrd;
