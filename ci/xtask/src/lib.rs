@@ -6,6 +6,8 @@
 //! - [`headers`] are the newest kernel's, for uapi's test;
 //! - [`host`] sees to the tools that this needs on the host.
 
+pub mod bench;
+pub mod demo;
 pub mod guest_build;
 pub mod headers;
 pub mod host;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{say, test, vm};
+use xtask::{bench, demo, say, test, vm};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -19,12 +19,18 @@ enum Verb {
     Test(test::Args),
     /// Boot a Debian kernel in QEMU and run a command inside it.
     Vm(vm::cli::Args),
+    /// Count the instructions an I/O takes, beside null_blk, loop and rublk.
+    Bench(bench::Args),
+    /// Make, format, mount, verify and measure a disk: the first thing to run.
+    Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Test(args) => test::main(&args),
         Verb::Vm(args) => vm::cli::main(&args),
+        Verb::Bench(args) => bench::main(&args),
+        Verb::Demo(args) => demo::main(&args),
     };
     done.unwrap_or_else(|error| {
         say::error(&error);

@@ -1,0 +1,110 @@
+//! `cargo xtask bench`: what an I/O costs, in instructions of the whole guest,
+//! ours beside the peers' from one run.
+//!
+//! plan (what to measure, the guest's script) → peer (rublk) → results (its
+//! lines) → report (table, JSON, verdict)
+
+mod peer;
+mod plan;
+mod report;
+mod results;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::guest_build::{self, Target};
+use crate::vm::{Machine, Payload};
+use crate::{paths, run, say};
+use plan::{Device, Plan};
+use results::Results;
+
+/// Long enough for a host that does much else besides.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// What can be said after `cargo xtask bench`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The kernel to measure on, one of `cargo xtask vm --list`
+    #[arg(long, default_value = "7.2")]
+    kernel: String,
+    /// Fewer I/Os, once: to within 1 % or so, in a third of the time or less
+    #[arg(long)]
+    quick: bool,
+    /// How often each cell is measured; the median counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    runs: u32,
+    /// Only these devices
+    #[arg(long, value_name = "NAME,…", value_enum, value_delimiter = ',')]
+    only: Vec<Device>,
+    /// Write the figures there as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Fail when blockhaus takes more than this many times rublk's instructions in any column
+    #[arg(long, value_name = "FACTOR")]
+    assert_rublk: Option<f64>,
+}
+
+/// Measure, print, and judge when that was asked for.
+pub fn main(args: &Args) -> Result<ExitCode> {
+    let plan = Plan::new(args.quick, args.runs, &args.only);
+    if args.assert_rublk.is_some() && plan.compared("rublk").next().is_none() {
+        bail!("--assert-rublk compares blockhaus with rublk, and --only leaves no pair of them; name both");
+    }
+    let began = Instant::now();
+    let results = measure(&args.kernel, &plan)?;
+    report::table(&plan, &results).lines().for_each(say::line);
+    if let Some(file) = &args.json {
+        let json = serde_json::to_string_pretty(&report::json(&plan, &results))? + "\n";
+        paths::write_whole(file, json.as_bytes())?;
+    }
+    say::step(format!("measured in {} s", began.elapsed().as_secs()));
+    match args.assert_rublk {
+        Some(bar) => report::verdict(&plan, &results, bar),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Boot one counting machine and measure all of `plan` in it.
+fn measure(kernel: &str, plan: &Plan) -> Result<Results> {
+    let mut payload = Vec::new();
+    if plan.has("blockhaus") {
+        let binary = guest_build::static_binary("blockhaus", Target::Bin("blockhaus"))?;
+        payload.push(Payload::new(binary, "blockhaus"));
+    }
+    if plan.has("rublk") {
+        payload.push(Payload::new(peer::rublk()?, "rublk"));
+    }
+    let machine = Machine {
+        kernel: kernel.to_string(),
+        cpus: 1,
+        icount: true,
+        payload,
+        timeout: Some(TIMEOUT),
+        ..Machine::default()
+    };
+    machine.prepare(false)?;
+    say::step(format!("measuring {} cells in a machine that counts instructions", plan.cells()));
+    let mut results = Results::default();
+    let mut said = String::new();
+    let status = machine.run(&plan.script(), |line| match results.take(line) {
+        Ok(Some(progress)) => say::step(format!("[{}/{}] {progress}", results.taken(), plan.cells())),
+        Ok(None) => {}
+        Err(other) => {
+            say::step(&other);
+            said = said.clone() + &other + "\n";
+        }
+    })?;
+    if !status.success() || results.taken() != plan.cells() {
+        bail!(
+            "the measurement ended early in the guest ({} of {} cells, exit status {}): {}",
+            results.taken(),
+            plan.cells(),
+            status.0,
+            run::last_lines(&said, 15)
+        );
+    }
+    Ok(results)
+}

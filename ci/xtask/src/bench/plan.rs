@@ -1,0 +1,133 @@
+//! What is measured: devices, columns, how many I/Os, and the guest's script.
+
+use clap::ValueEnum;
+
+/// The guest's part; [`Plan::script`] puts the settings before it.
+const GUEST: &str = include_str!("guest.sh");
+
+/// What a load runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+pub enum Device {
+    /// The block layer and fio alone
+    NullBlk,
+    /// `blockhaus attach null:4G`
+    BlockhausNull,
+    /// `rublk add null`
+    RublkNull,
+    /// A file itself: 256 MiB on ext4 on brd, O_DIRECT
+    RawFile,
+    /// The kernel's loop device over it, direct I/O
+    LoopFile,
+    /// `blockhaus attach file:FILE`
+    BlockhausFile,
+    /// `rublk add loop -f FILE`
+    RublkFile,
+}
+
+impl Device {
+    /// Its name on the command line, in the guest and in the table.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
+
+    /// The device of the same backing that `peer` serves.
+    fn beside(self, peer: &str) -> Option<Self> {
+        let name = self.name().replace("blockhaus", peer);
+        Self::value_variants().iter().copied().find(|other| *other != self && other.name() == name)
+    }
+}
+
+/// The loads, in the order of the table.
+pub const COLUMNS: [&str; 5] =
+    ["4k-randread-qd64", "4k-randwrite-qd64", "4k-randread-qd1", "128k-read-qd16", "128k-write-qd16"];
+
+/// All of one measurement.
+#[derive(Debug)]
+pub struct Plan {
+    /// What is measured, in the order of the table.
+    pub devices: Vec<Device>,
+    /// How often each cell is.
+    pub runs: u32,
+    /// I/Os of one cell: 4k at depth 64, 4k at depth 1, 128k.
+    pub counts: [u32; 3],
+}
+
+impl Plan {
+    /// All devices, or `only` those. Each load is about half a second of the
+    /// guest's time, which fio tells in milliseconds; a `quick` one a fifth.
+    pub fn new(quick: bool, runs: u32, only: &[Device]) -> Self {
+        let all = Device::value_variants().iter().copied();
+        Self {
+            devices: all.filter(|device| only.is_empty() || only.contains(device)).collect(),
+            runs: if quick { 1 } else { runs },
+            counts: if quick { [10_000, 6_000, 2_500] } else { [40_000, 25_000, 10_000] },
+        }
+    }
+
+    /// How many measurements that makes.
+    pub fn cells(&self) -> usize {
+        self.devices.len() * COLUMNS.len() * self.runs as usize
+    }
+
+    /// Whether any device's name has `word` in it.
+    pub fn has(&self, word: &str) -> bool {
+        self.devices.iter().any(|device| device.name().contains(word))
+    }
+
+    /// Ours and `peer`'s devices with the same backing.
+    pub fn compared(&self, peer: &str) -> impl Iterator<Item = (Device, Device)> {
+        self.devices
+            .iter()
+            .filter_map(move |ours| Some((*ours, ours.beside(peer)?)))
+            .filter(|(ours, theirs)| ours.name().contains("blockhaus") && self.devices.contains(theirs))
+    }
+
+    /// What the guest runs.
+    pub fn script(&self) -> String {
+        let names: Vec<String> = self.devices.iter().map(|device| device.name()).collect();
+        let [count_4k, count_qd1, count_128k] = self.counts;
+        format!(
+            "devices='{}'\ncolumns='{}'\nruns={}\n\
+             count_4k={count_4k} count_qd1={count_qd1} count_128k={count_128k}\n{GUEST}",
+            names.join(" "),
+            COLUMNS.join(" "),
+            self.runs,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ours_stand_beside_the_peers_with_the_same_backing() {
+        let plan = Plan::new(false, 3, &[]);
+        let pairs: Vec<_> = plan.compared("rublk").collect();
+        assert_eq!(
+            pairs,
+            [(Device::BlockhausNull, Device::RublkNull), (Device::BlockhausFile, Device::RublkFile)]
+        );
+        let pairs: Vec<_> = plan.compared("loop").collect();
+        assert_eq!(pairs, [(Device::BlockhausFile, Device::LoopFile)]);
+    }
+
+    #[test]
+    fn only_some_devices_means_fewer_cells() {
+        let plan = Plan::new(true, 3, &[Device::BlockhausNull, Device::NullBlk]);
+        assert_eq!(plan.cells(), 10);
+        assert!(plan.script().starts_with("devices='null-blk blockhaus-null'\n"));
+        assert!(!plan.has("rublk"));
+        assert_eq!(plan.compared("rublk").count(), 0);
+    }
+
+    #[test]
+    fn the_guest_knows_every_device_and_column() {
+        for name in Device::value_variants().iter().map(|device| device.name()) {
+            assert!(GUEST.contains(&format!("{name})")), "{name}");
+        }
+        for column in COLUMNS {
+            assert!(GUEST.contains(&format!("{column})")), "{column}");
+        }
+    }
+}
