@@ -30,6 +30,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Opens this thread's handle. Called on the queue's thread, once a queue.
     fn open_queue(&self, context: &QueueContext<'_>) -> Result<Self::Queue>;
 
+    /// The disk can be opened by everybody: what opening the backend has made now stays, and was to
+    /// be taken away again before. Called once.
+    fn started(&self) {}
+
     /// Makes everything durable; called once, after the last queue is gone.
     fn close(&self) -> Result<()> {
         Ok(())

@@ -44,6 +44,8 @@ pub trait Stack: Send + Sync {
     fn memory_used(&self) -> Option<u64>;
     /// What was chosen when it was opened, and why.
     fn notes(&self) -> Vec<String>;
+    /// The disk can be opened by everybody: what was made for it now stays.
+    fn started(&self);
     /// Makes everything durable, after the last queue.
     fn close(&self) -> Result<()>;
     /// Serves one queue on this thread until its front end has finished.
@@ -65,6 +67,10 @@ impl<B: Backend> Stack for B {
 
     fn notes(&self) -> Vec<String> {
         Backend::notes(self)
+    }
+
+    fn started(&self) {
+        Backend::started(self);
     }
 
     fn close(&self) -> Result<()> {

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs::File as StdFile;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
@@ -12,7 +13,10 @@ use crate::payload::Payload;
 use crate::port::file;
 use crate::port::ring::{AllocateMode, FixedFile, Ring};
 
+mod created;
 mod open;
+
+use created::Created;
 
 /// Whether the page cache is passed by (O_DIRECT).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,10 +53,13 @@ pub struct File {
     geometry: Geometry,
     capabilities: Capabilities,
     notes: Vec<String>,
+    /// What `size=` made, until the disk is there for everybody.
+    created: Mutex<Option<Created>>,
 }
 
 impl File {
-    /// Opens (or creates) and locks the file. When it fails, nothing that it made is left.
+    /// Opens (or creates) and locks the file. When it fails, or the disk never starts, a file that
+    /// it made is removed again.
     pub fn open(options: &Options) -> Result<File> {
         open::open(options)
     }
@@ -79,6 +86,12 @@ impl Backend for File {
             can_zero: Cell::new(true),
             can_punch: Cell::new(self.capabilities.contains(Capabilities::DISCARD)),
         })
+    }
+
+    fn started(&self) {
+        if let Some(created) = self.created.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            created.keep();
+        }
     }
 
     fn close(&self) -> Result<()> {

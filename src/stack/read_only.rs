@@ -30,6 +30,10 @@ impl<B: Backend> Backend for ReadOnly<B> {
         self.0.open_queue(context)
     }
 
+    fn started(&self) {
+        self.0.started();
+    }
+
     fn close(&self) -> Result<()> {
         self.0.close()
     }

@@ -2,24 +2,13 @@
 
 use std::fs::{self, File as StdFile, Metadata};
 use std::path::Path;
+use std::sync::Mutex;
 
-use super::{Direct, File, Options};
+use super::{Created, Direct, File, Options};
 use crate::error::{Error, Kind, Result};
 use crate::holders;
 use crate::io::{Capabilities, Errno, Geometry};
 use crate::port::file::{self, DirectAlignment, FileKind, How};
-
-/// A file that was created and is taken away again, unless it is kept.
-struct Created<'a>(Option<&'a Path>);
-
-impl Drop for Created<'_> {
-    fn drop(&mut self) {
-        if let Some(path) = self.0 {
-            // Made a moment ago; if it cannot be removed, the error on its way says more.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
 
 /// A file that was opened and locked, and whether past the page cache.
 struct Opened {
@@ -30,7 +19,7 @@ struct Opened {
 pub(super) fn open(options: &Options) -> Result<File> {
     let path = options.path.as_path();
     let mut notes = Vec::new();
-    let mut created = create_if_asked(options)?;
+    let created = create_if_asked(options)?;
     let metadata = fs::metadata(path).map_err(|error| {
         let error = failed(path, error);
         match error.kind() {
@@ -42,7 +31,7 @@ pub(super) fn open(options: &Options) -> Result<File> {
     })?;
     let kind = check_kind(path, &metadata)?;
     let Opened { file, direct } = open_locked(options, kind, &mut notes)?;
-    let size = settle_size(&file, options, kind, created.0.is_some(), &mut notes)?;
+    let size = settle_size(&file, options, kind, created.is_some(), &mut notes)?;
     let logical_block_size =
         options.block_size.unwrap_or(direct.map_or(512, |needed| needed.offset.max(512)));
     check_size(path, size, logical_block_size)?;
@@ -76,8 +65,8 @@ pub(super) fn open(options: &Options) -> Result<File> {
         discard_granularity,
         ..Geometry::plain(size)
     };
-    created.0 = None;
-    Ok(File { file, path: path.to_path_buf(), geometry, capabilities, notes })
+    let created = Mutex::new(created);
+    Ok(File { file, path: path.to_path_buf(), geometry, capabilities, notes, created })
 }
 
 fn what(path: &Path) -> String {
@@ -93,23 +82,23 @@ fn failed(path: &Path, error: impl Into<std::io::Error>) -> Error {
 }
 
 /// With `size=` a file that is not there is made. The guard removes it again unless it is kept.
-fn create_if_asked(options: &Options) -> Result<Created<'_>> {
+fn create_if_asked(options: &Options) -> Result<Option<Created>> {
     let path = options.path.as_path();
-    let Some(size) = options.size else { return Ok(Created(None)) };
+    let Some(size) = options.size else { return Ok(None) };
     if size == 0 {
         return Err(Error::invalid(what(path), "size=0 is no disk").cure("give a size such as size=10G"));
     }
     if options.read_only || path.exists() {
-        return Ok(Created(None));
+        return Ok(None);
     }
     let how = How { write: true, create: true, ..How::default() };
     let file = file::open(path, how).map_err(|error| failed(path, error))?;
-    let created = Created(Some(path));
+    let created = Created::new(path);
     file.set_len(size).map_err(|error| {
         Error::system(format!("cannot make {} {size} bytes large", path.display()), error)
             .cure("give a smaller size, or a file system that takes files that large")
     })?;
-    Ok(created)
+    Ok(Some(created))
 }
 
 fn check_kind(path: &Path, metadata: &Metadata) -> Result<FileKind> {
@@ -133,7 +122,8 @@ fn open_locked(options: &Options, kind: FileKind, notes: &mut Vec<String>) -> Re
                 return Ok(opened);
             }
             Err(why) if options.direct == Direct::Yes => {
-                return Err(Error::new(Kind::Unsupported, what(path), why).cure("leave direct=yes away"));
+                return Err(Error::new(Kind::Unsupported, what(path), why)
+                    .cure("leave direct=yes away, or say direct=auto"));
             }
             Err(why) => format!("since {why}"),
         },
@@ -210,7 +200,10 @@ fn settle_size(
     notes: &mut Vec<String>,
 ) -> Result<u64> {
     let path = options.path.as_path();
-    let size = file::size(file).map_err(|error| failed(path, error))?;
+    let size = file::size(file).map_err(|error| {
+        Error::system(what(path), error)
+            .cure("its size cannot be told; name a regular file or a block device")
+    })?;
     let as_it_is = "leave size= away to use it as it is";
     match options.size {
         Some(wanted) if wanted < size => {

@@ -12,8 +12,9 @@ use crate::port::clock::Duration;
 use crate::port::command::CommandRing;
 use crate::port::thread::CpuMask;
 
-/// For commands that only ask or set something.
-const QUICK: Duration = Duration::from_secs(5);
+/// For commands that only ask or set something. They take microseconds, but the kernel runs them on
+/// a worker thread, which a busy machine may let wait.
+const QUICK: Duration = Duration::from_secs(20);
 /// For a start: queues fetch, and before 7.0 partitions are read.
 const START: Duration = Duration::from_secs(60);
 /// For a deletion, which waits for every reference to the character device.

@@ -112,6 +112,7 @@ impl Device {
         device.set_params(parameters, &mut notes)?;
         let seats = device.seat_queues()?;
         device.go_live()?;
+        device.stack.started();
         let report = device.report(features, seats, notes);
         Ok(Device { added: device, features, report })
     }

@@ -10,6 +10,8 @@ use nix::sys::mman::{
     MapFlags, MlockAllFlags, MmapAdvise, ProtFlags, madvise, mlockall, mmap, mmap_anonymous, munlock, munmap,
 };
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
 use crate::port::system::page_size;
 
 /// What the kernel is asked to do about huge pages.
@@ -167,11 +169,28 @@ fn resident_between(smaps: &str, start: u64, end: u64) -> Option<u64> {
     Some(sum)
 }
 
+/// CAP_IPC_LOCK of linux/capability.h: may lock any amount of memory.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Whether this process has a capability, from its mask in /proc.
+fn has_capability(number: u32) -> io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    Ok(mask.is_some_and(|mask| mask >> number & 1 == 1))
+}
+
 /// Locks all memory of this process, now and later, page by page as it is touched. What must not
 /// be locked is unlocked by itself ([`Mapping::unlock`]).
 ///
-/// A server whose pages are swapped out can wait for the very disk that it serves.
+/// A server whose pages are swapped out can wait for the very disk that it serves. Refused where
+/// locked memory is limited: every later mapping would count against the limit, touched or not, and
+/// fail.
 pub fn lock_all() -> io::Result<()> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+    if limit != RLIM_INFINITY && !has_capability(CAP_IPC_LOCK)? {
+        return Err(io::Error::other(format!("locked memory is limited to {limit} bytes")));
+    }
     // libc's flag has no name in nix.
     let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
     Ok(mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault)?)
