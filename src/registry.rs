@@ -35,8 +35,11 @@ pub const FOLDER_VARIABLE: &str = "BLOCKHAUS_RUN_DIR";
 /// Where the state is.
 pub const DEFAULT_FOLDER: &str = "/run/blockhaus";
 
-/// How long the lock may be held by somebody else.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the lock may be held by others, who each hold it for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two tries. Short and even, so that of many who want it nobody goes without.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a device and its server are known by.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -157,11 +160,13 @@ impl Registry {
         let what = || format!("cannot lock {}", path.display());
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(|error| Error::system(what(), error))?;
-        let mut result = Ok(false);
-        Deadline::after(LOCK_PATIENCE).wait_until(|| {
-            result = try_lock(&file, true);
-            !matches!(result, Ok(false))
-        });
+        let deadline = Deadline::after(LOCK_PATIENCE);
+        let result = loop {
+            match try_lock(&file, true) {
+                Ok(false) if !deadline.passed() => clock::sleep(LOCK_PAUSE),
+                result => break result,
+            }
+        };
         match result {
             Ok(true) => Ok(Lock { _file: file }),
             Ok(false) => Err(Error::new(Kind::Deadline, what(), "another blockhaus process holds it")),

@@ -33,6 +33,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// For how long after a refused signal the next one forces.
 const SECOND_SIGNAL: Duration = Duration::from_secs(60);
 
+/// How long the nodes of a deleted device may stay.
+const NODES_GONE: Duration = Duration::from_secs(1);
+
 /// How long clients have to take their last reply.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -303,7 +306,7 @@ impl Server {
         let keep_log = result.is_err() && self.handed_over;
         // A device that could not be removed stays known, so that `gc` finds it.
         if let Some(entry) = self.entry.take()
-            && !(devices::exists(entry.id) && entry.owns_device())
+            && (devices::gone_by(entry.id, Deadline::after(NODES_GONE)) || !entry.owns_device())
             && let Err(error) = self.registry.remove(&entry, keep_log)
         {
             log(&error.to_string());

@@ -90,6 +90,10 @@ fn stop(registry: &Registry, entry: &Entry, force: bool, deadline: Deadline) -> 
     // Nothing of it may be left behind when this returns, not even the process.
     let gone = devices::gone_by(entry.id, deadline) || !entry.owns_device();
     if gone && process.is_none_or(|process| process.gone_by(deadline)) {
+        // The server did that itself, unless something kept it from it.
+        if registry.read(entry.id).is_some() {
+            registry.remove(entry, false)?;
+        }
         return Ok("stopped");
     }
     Err(slow(what, entry))

@@ -9,7 +9,7 @@ use crate::port::clock::{self, Deadline, Duration};
 use crate::port::socket::{Lines, poll};
 use crate::registry::control::{MAX_REQUEST, Reply, Request, State};
 
-/// Connections at once; what comes on top is closed.
+/// Connections at once; for what comes on top the oldest that waits for nothing is closed.
 const MAX_CLIENTS: usize = 32;
 
 /// How long a connection may say nothing, or not take what it asked for.
@@ -67,20 +67,22 @@ impl Clients {
         wishes
     }
 
+    /// Takes one connection a turn, so that each is served before others can push it out.
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
-        loop {
-            match listener.accept() {
-                Ok((stream, _))
-                    if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() =>
-                {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                if self.clients.len() >= MAX_CLIENTS {
+                    let Some(idle) = self.clients.iter().position(|client| !client.waits) else { return };
+                    self.clients.remove(idle);
+                }
+                if stream.set_nonblocking(true).is_ok() {
                     let lines = Lines::new(stream, MAX_REQUEST);
                     self.clients.push(Client { lines, until: Deadline::after(IDLE), waits: false });
                 }
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(_) => return clock::sleep(AFTER_FAILURE),
             }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => clock::sleep(AFTER_FAILURE),
         }
     }
 
