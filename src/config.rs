@@ -156,8 +156,9 @@ fn split_commas(text: &str) -> Vec<String> {
 }
 
 fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_lowercase())
-        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
+    // Capitals are in no name we know, and let the table say which one was probably meant.
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
 /// The error for text that does not begin with the name of a type, with what was probably meant.

@@ -157,7 +157,8 @@ impl SpecTable {
 
 /// What to advise instead of `given`: the nearest of `known`, or all of them.
 fn suggestion(list: &str, given: &str, known: &[&str]) -> String {
-    let nearest = known.iter().map(|name| (edit_distance(given, name), name)).min();
+    let lower = given.to_lowercase();
+    let nearest = known.iter().map(|name| (edit_distance(&lower, name), name)).min();
     let all = format!("{list} {}", known.join(", "));
     match nearest {
         Some((distance, name)) if distance <= 1 + name.len() / 4 => format!("did you mean {name}? {all}"),
@@ -208,6 +209,7 @@ mod tests {
         assert!(text.contains("did you mean ram?") && text.contains("null, ram, file"), "{text}");
         let text = error("file:/x,szie=1G");
         assert!(text.contains("did you mean size?") && text.contains("direct"), "{text}");
+        assert!(error("RAM:1G").contains("did you mean ram?"));
         let text = error("quantum:1G");
         assert!(!text.contains("did you mean") && text.contains("null, ram, file"), "{text}");
         assert!(error("null:1G,size=1").contains("null takes no keys"));
