@@ -52,21 +52,26 @@ pub fn run(
     let mut child = run::die_with_us(command).spawn().context("cannot start cargo; is it in PATH?")?;
     // The command holds the pipe's other end, which would keep it open for ever.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let last = follow(read, &mut log, &mut on_line)?;
+    let said = follow(read, &mut log, &mut on_line)?;
     let status = child.wait().context("cannot wait for cargo")?;
     if status.success() {
         return Ok(Ok(()));
     }
-    let why = format!("cargo ended with {status}; {} has all it said", shown(&path));
-    Ok(Err(Failure::new(suite, &why).with_details(last.iter().map(String::as_str))))
+    let what = said.error.unwrap_or_else(|| format!("cargo ended with {status}"));
+    let why = format!("{what} ({} has it all)", shown(&path));
+    Ok(Err(Failure::new(suite, &why).with_details(said.last.iter().map(String::as_str))))
 }
 
-fn follow(
-    read: PipeReader,
-    log: &mut File,
-    on_line: &mut dyn FnMut(&str) -> bool,
-) -> Result<VecDeque<String>> {
-    let mut last = VecDeque::new();
+/// What a failure tells of cargo's words.
+#[derive(Default)]
+struct Said {
+    /// The first error; what comes later often follows from it.
+    error: Option<String>,
+    last: VecDeque<String>,
+}
+
+fn follow(read: PipeReader, log: &mut File, on_line: &mut dyn FnMut(&str) -> bool) -> Result<Said> {
+    let mut said = Said::default();
     for bytes in BufReader::new(read).split(b'\n') {
         let bytes = bytes.context("cannot read what cargo says")?;
         let line = String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_string();
@@ -74,12 +79,15 @@ fn follow(
         if on_line(&line) {
             say::line(format!("  {line}"));
         }
-        last.push_back(line);
-        if last.len() > LAST {
-            last.pop_front();
+        if said.error.is_none() && line.starts_with("error") {
+            said.error = Some(line.clone());
+        }
+        said.last.push_back(line);
+        if said.last.len() > LAST {
+            said.last.pop_front();
         }
     }
-    Ok(last)
+    Ok(said)
 }
 
 /// A path below the checkout, as a person in the checkout names it.
@@ -104,4 +112,24 @@ pub fn ensure_components() -> Result<()> {
         run::command("rustup").args(["component", "add"]).args(&missing).current_dir(paths::workspace()),
     )
     .with_context(|| format!("the Rust toolchain lacks {list}; try `rustup component add {list}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_the_first_error_and_keeps_the_last_words() {
+        let mut script = run::command("sh");
+        script.args(["-c", "echo fine; echo 'error: one' >&2; echo 'error: two'; echo end; exit 3"]);
+        let mut seen = 0;
+        let failure = run("unit-test", &mut script, |_| {
+            seen += 1;
+            false
+        });
+        let failure = failure.unwrap().unwrap_err();
+        assert!(failure.why.starts_with("error: one (target/test/logs/unit-test.log"), "{failure:?}");
+        assert_eq!((seen, failure.details.last().map(String::as_str)), (4, Some("end")));
+        assert_eq!(run("unit-test", &mut run::command("true"), |_| true).unwrap(), Ok(()));
+    }
 }

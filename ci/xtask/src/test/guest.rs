@@ -103,7 +103,8 @@ mod tests {
             path
         };
         let (a, b, c) = (file("a", "same"), file("b", "same"), file("c", "other"));
-        assert_eq!(hash(&[a.clone()]).unwrap(), hash(&[b]).unwrap());
-        assert_ne!(hash(&[a]).unwrap(), hash(&[c]).unwrap());
+        let hash = |file: &Path| hash(&[file.to_path_buf()]).unwrap();
+        assert_eq!(hash(&a), hash(&b));
+        assert_ne!(hash(&a), hash(&c));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use crate::headers;
-use crate::vm::Machine;
+use crate::vm::{Machine, kernel};
 
 /// The work in progress.
 pub struct Preparation {
@@ -37,8 +37,15 @@ impl Preparation {
             }
             let began = Instant::now();
             let mut images = Images::default();
-            for kernel in kernels {
-                if let Err(error) = Machine::with_kernel(&kernel).prepare(refresh) {
+            // One root file system serves all: it is looked for anew with the first kernel only.
+            for (at, kernel) in kernels.into_iter().enumerate() {
+                let machine = Machine::with_kernel(&kernel);
+                let made = if at == 0 {
+                    machine.prepare(refresh)
+                } else {
+                    kernel::ensure(&kernel, refresh).and_then(|_| machine.prepare(false))
+                };
+                if let Err(error) = made {
                     images.broken.insert(kernel, format!("{error:#}"));
                 }
             }
