@@ -19,6 +19,12 @@ pub fn exe(pid: u32) -> Option<PathBuf> {
     Some(text.strip_suffix(" (deleted)").map_or(path.clone(), PathBuf::from))
 }
 
+/// The command line of a process.
+pub fn cmdline(pid: u32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_string()
+}
+
 /// A process that exists and is not merely waiting for its parent to read its status.
 pub fn alive(pid: u32) -> bool {
     stat(&format!("/proc/{pid}/stat")).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
@@ -111,17 +117,19 @@ pub fn mounts() -> Vec<Mount> {
 
 /// What uninterruptible tasks wait for, a line each: the first question after a hang.
 pub fn stuck() -> Vec<String> {
+    pids().into_iter().flat_map(|pid| waiting(pid, |stat| stat.state == 'D')).collect()
+}
+
+/// What the chosen threads of a process wait for, a line each.
+pub fn waiting(pid: u32, chosen: impl Fn(&Stat) -> bool) -> Vec<String> {
     let mut lines = Vec::new();
-    for pid in pids() {
-        for tid in threads(pid) {
-            let Some(stat) = stat(&format!("/proc/{pid}/task/{tid}/stat")) else { continue };
-            if stat.state == 'D' {
-                let stack = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stack")).unwrap_or_default();
-                let stack: Vec<&str> =
-                    stack.lines().take(8).filter_map(|line| line.split_whitespace().last()).collect();
-                lines.push(format!("{}[{tid}] is stuck in {}", stat.comm, stack.join(" < ")));
-            }
-        }
+    for tid in threads(pid) {
+        let task = format!("/proc/{pid}/task/{tid}");
+        let Some(stat) = stat(&format!("{task}/stat")).filter(|stat| chosen(stat)) else { continue };
+        let stack = fs::read_to_string(format!("{task}/stack")).unwrap_or_default();
+        let calls: Vec<&str> =
+            stack.lines().take(8).filter_map(|line| line.split_whitespace().last()).collect();
+        lines.push(format!("{}[{tid}] is in state {}, in {}", stat.comm, stat.state, calls.join(" < ")));
     }
     lines
 }

@@ -125,13 +125,10 @@ fn explained(mut fail: Fail, kernel: &str) -> Fail {
         }
     }
     for pid in system::servers() {
-        let stat = procfs::stat(&format!("/proc/{pid}/stat"));
-        fail.details.push(format!("server {pid} is in state {}", stat.map_or('?', |stat| stat.state)));
+        fail.details.push(format!("process {pid}: {}", procfs::cmdline(pid)));
+        fail.details.extend(procfs::waiting(pid, |_| true));
     }
-    let stuck = procfs::stuck();
-    if !stuck.is_empty() && !fail.details.iter().any(|line| line.contains("is stuck in")) {
-        fail.details.extend(stuck);
-    }
+    fail.details.extend(procfs::stuck());
     let recent: Vec<&str> = last_lines(kernel, 10).collect();
     fail.detail("the kernel's log", &recent.join("\n"))
 }
