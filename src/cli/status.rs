@@ -131,7 +131,7 @@ impl Status {
             say(
                 "memory",
                 format!(
-                    "{} resident, {} locked, {} of that buffers, contents {}",
+                    "{} resident, {} of that locked, buffers {}, contents {}",
                     size(memory.resident),
                     size(memory.locked),
                     size(memory.locked_buffers),

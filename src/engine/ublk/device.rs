@@ -16,7 +16,7 @@ use super::report::{Memory, QueueThread, Report};
 use super::{MAX_IO_SIZE, params};
 use crate::error::{Error, Kind, Result};
 use crate::io::Capabilities;
-use crate::port::clock::{Duration, Instant, sleep};
+use crate::port::clock::{Deadline, Duration, Instant, sleep};
 use crate::port::remote::Remote;
 use crate::port::system::{cpu_count, page_size};
 use crate::port::thread::{self, JoinHandle};
@@ -28,6 +28,8 @@ const NODE_WAIT: Duration = Duration::from_secs(10);
 const SEAT_WAIT: Duration = Duration::from_secs(60);
 /// How long a stop right after a start is tried again, while the kernel still reads partitions.
 const SCAN_WAIT: Duration = Duration::from_secs(3);
+/// How long the id of a deleted device may stay taken before that is left to its last users.
+const ID_FREE: Duration = Duration::from_secs(1);
 /// Pause between two tries.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -357,12 +359,28 @@ impl Added {
         let failed = self.failure();
         self.node = None;
         let closed = self.stack.close();
-        let deleted = self.control.delete(self.id());
+        let deleted = self.delete();
         stopped.and(closed).and(deleted)?;
         match failed {
             Some(why) => Err(Error::new(Kind::Failed, format!("ublk device {} failed", self.id()), why)),
             None => Ok(()),
         }
+    }
+}
+
+impl Added {
+    /// Deletes without waiting for whoever still has the disk mounted or open: the kernel keeps what
+    /// they need, and they see errors. Waits a moment for the id to be free again, so that the same
+    /// `--id` works right after.
+    fn delete(&self) -> Result<()> {
+        let id = self.id();
+        match self.control.delete_async(id) {
+            Err(error) if error.kind() == Kind::Unsupported => return self.control.delete(id),
+            result => result?,
+        }
+        let is_free = || self.control.info(id).is_err_and(|error| error.kind() == Kind::NotFound);
+        Deadline::after(ID_FREE).wait_until(is_free);
+        Ok(())
     }
 }
 

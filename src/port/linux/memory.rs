@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{
-    MapFlags, MlockAllFlags, MmapAdvise, ProtFlags, madvise, mlockall, mmap, mmap_anonymous, munlock, munmap,
+    MapFlags, MlockAllFlags, MmapAdvise, ProtFlags, madvise, mlockall, mmap, mmap_anonymous, mprotect,
+    munlock, munmap,
 };
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -28,6 +29,8 @@ pub enum HugePages {
 pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// What was reserved around it: guards on both sides, and room to align.
+    reserved: (NonNull<u8>, usize),
 }
 
 // SAFETY: a mapping is an address range; the type hands out the raw address only, and whoever
@@ -36,15 +39,27 @@ unsafe impl Send for Mapping {}
 // SAFETY: as for Send; no method changes anything through a shared reference.
 unsafe impl Sync for Mapping {}
 
+/// Alignment that lets the kernel use huge pages from the first byte on.
+const HUGE_PAGE: usize = 2 << 20;
+
 impl Mapping {
-    /// `len` bytes of zeroed private memory, not yet backed by pages, reserving no swap.
+    /// `len` bytes of zeroed private memory, not yet backed by pages, reserving no swap. A page on
+    /// each side cannot be touched, so that an overrun is a crash and not a corruption, and so that
+    /// the kernel never merges it with a neighbour in its accounts.
     pub fn anonymous(len: u64, huge_pages: HugePages) -> io::Result<Mapping> {
-        let len = rounded(len)?;
+        let len = rounded(len)?.get();
+        let page = page_size();
+        let align = if len >= HUGE_PAGE { HUGE_PAGE } else { page };
+        let whole = NonZeroUsize::new(len + align + 2 * page).ok_or(io::ErrorKind::InvalidInput)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no other.
-        let start =
-            unsafe { mmap_anonymous(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
-        let mapping = Mapping { start: start.cast(), len: len.get() };
+        let base: NonNull<u8> = unsafe { mmap_anonymous(None, whole, ProtFlags::PROT_NONE, flags) }?.cast();
+        let offset = (base.as_ptr() as usize + page).next_multiple_of(align) - base.as_ptr() as usize;
+        // SAFETY: offset is at most page + align, so that len bytes and a page follow it inside.
+        let start = unsafe { base.add(offset) };
+        let mapping = Mapping { start, len, reserved: (base, whole.get()) };
+        // SAFETY: the range is inside the mapping just made, which nobody has seen yet.
+        unsafe { mprotect(start.cast(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE) }?;
         let advice = match huge_pages {
             HugePages::Wanted => MmapAdvise::MADV_HUGEPAGE,
             HugePages::Never => MmapAdvise::MADV_NOHUGEPAGE,
@@ -70,7 +85,8 @@ impl Mapping {
                 offset,
             )
         }?;
-        Ok(Mapping { start: start.cast(), len: len.get() })
+        let (start, len) = (start.cast(), len.get());
+        Ok(Mapping { start, len, reserved: (start, len) })
     }
 
     /// First byte.
@@ -130,8 +146,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        let (start, len) = self.reserved;
         // SAFETY: our own mapping, and nothing that borrowed from it outlives it.
-        let result = unsafe { munmap(self.start.cast(), self.len) };
+        let result = unsafe { munmap(start.cast(), len) };
         debug_assert!(result.is_ok(), "unmapping our own mapping: {result:?}");
     }
 }
@@ -139,31 +156,27 @@ impl Drop for Mapping {
 fn rounded(len: u64) -> io::Result<NonZeroUsize> {
     let page = page_size() as u64;
     let rounded = len.checked_next_multiple_of(page).and_then(|len| usize::try_from(len).ok());
-    // Half the address space is more than any mapping can get, and keeps sums from overflowing.
+    // A quarter of the address space is more than any mapping can get, and keeps sums from overflowing.
     rounded
         .filter(|&len| len < usize::MAX / 2)
         .and_then(NonZeroUsize::new)
         .ok_or(io::ErrorKind::InvalidInput.into())
 }
 
-/// Sum of the `Rss:` of all areas of `smaps` inside start..end. The kernel may split one mapping
-/// into several areas, or merge it with a neighbour, whose share then counts in proportion.
+/// Sum of the `Rss:` of all areas of `smaps` that begin inside start..end: the kernel may split a
+/// mapping into several, and guards keep it from merging one with a neighbour.
 fn resident_between(smaps: &str, start: u64, end: u64) -> Option<u64> {
     let mut sum = 0;
-    let mut share: Option<(u64, u64)> = None;
+    let mut inside = false;
     for line in smaps.lines() {
         let mut words = line.split_ascii_whitespace();
         let first = words.next()?;
-        if let Some((low, high)) = first.split_once('-')
-            && let (Ok(low), Ok(high)) = (u64::from_str_radix(low, 16), u64::from_str_radix(high, 16))
+        if let Some((low, _)) = first.split_once('-')
+            && let Ok(low) = u64::from_str_radix(low, 16)
         {
-            let inside = high.min(end).saturating_sub(low.max(start));
-            share = (inside > 0).then_some((inside, high - low));
-        } else if first == "Rss:"
-            && let Some((inside, whole)) = share
-        {
-            let kib: u64 = words.next()?.parse().ok()?;
-            sum += (u128::from(kib * 1024) * u128::from(inside) / u128::from(whole)) as u64;
+            inside = (start..end).contains(&low);
+        } else if first == "Rss:" && inside {
+            sum += words.next()?.parse::<u64>().ok()? * 1024;
         }
     }
     Some(sum)
@@ -224,8 +237,8 @@ mod tests {
     }
 
     #[test]
-    fn a_merged_area_counts_in_proportion() {
-        let smaps = "1000-3000 rw-p 0 0 0\nRss: 8 kB\n3000-5000 rw-p 0 0 0 /x\nRss: 4 kB\n";
+    fn areas_of_a_mapping_that_was_split_are_added_up() {
+        let smaps = "1000-2000 rw-p 0 0 0\nRss: 8 kB\n2000-3000 rw-p 0 0 0\nRss: 4 kB\n3000-5000 rw-p 0 0 0 /x\nRss: 4 kB\n";
         assert_eq!(resident_between(smaps, 0x2000, 0x5000), Some(4096 + 4096));
     }
 }

@@ -208,14 +208,15 @@ pub fn name(pid: i32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
 }
 
-/// Bytes of memory that a process has in use, and that it has locked there.
+/// Bytes of memory that a process has in use, and how many of them are locked there. Not VmLck,
+/// which counts what may be locked once it is touched. For the process's owner and root.
 pub fn memory(pid: i32) -> Option<(u64, u64)> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let sums = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let kib = |name: &str| -> Option<u64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let line = sums.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim().strip_suffix("kB")?.trim().parse().ok()
     };
-    Some((kib("VmRSS:")? << 10, kib("VmLck:")? << 10))
+    Some((kib("Rss:")? << 10, kib("Locked:")? << 10))
 }
 
 #[cfg(test)]
