@@ -75,7 +75,6 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     if !plan.kernels.is_empty() {
         results.extend(in_machines(args, &plan, preparation));
     }
-    say::raw(b"\n");
     say::raw(summary::text(&results, began.elapsed()).as_bytes());
     Ok(if summary::all_well(&results) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -46,7 +46,10 @@ fn line(out: &mut String, text: impl AsRef<str>) {
 
 fn skipped(out: &mut String, suites: &[SuiteResult]) {
     for (suite, tally) in tallies(suites) {
-        for skip in &tally.skipped {
+        for (at, skip) in tally.skipped.iter().enumerate() {
+            if at == 0 {
+                out.push('\n');
+            }
             line(out, format!("skipped  {}: {}", named(suite, &skip.name), skip.why));
         }
     }
