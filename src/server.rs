@@ -183,6 +183,8 @@ impl Server {
             self.failure = Some(Error::new(Kind::Failed, what, failure));
             self.stop(true);
         }
+        // Before the look, so that who has just come hears of this moment and not of an earlier one.
+        self.clients.accept();
         if let Phase::Live(device) = &self.phase
             && self.clients.are_there()
         {

@@ -53,9 +53,8 @@ impl Clients {
         !self.clients.is_empty()
     }
 
-    /// Accepts, reads, answers, and drops whoever has gone or takes too long.
+    /// Reads, answers, and drops whoever has gone or takes too long.
     pub(super) fn serve(&mut self, state: State, report: Option<&Report>) -> Vec<Wish> {
-        self.accept();
         let mut wishes = Vec::new();
         self.clients.retain_mut(|client| match client.serve(state, report) {
             Ok(wish) => {
@@ -68,7 +67,7 @@ impl Clients {
     }
 
     /// Takes one connection a turn, so that each is served before others can push it out.
-    fn accept(&mut self) {
+    pub(super) fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
         match listener.accept() {
             Ok((stream, _)) => {
