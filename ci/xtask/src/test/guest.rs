@@ -18,6 +18,8 @@ pub struct Guest {
     /// Tells these binaries from any others.
     pub hash: String,
     vmtest: PathBuf,
+    /// Where all this is, until the run ends.
+    _kept: paths::Scratch,
 }
 
 impl Guest {
@@ -31,7 +33,9 @@ impl Guest {
         let one = guest_build::static_binary_with("blockhaus", Target::Bin("blockhaus"), &more)?;
         let alloc_count = guest_build::static_binary("blockhaus", Target::Test("alloc_count"))?;
         let built = release_folder(&one)?;
-        let kept = paths::workspace().join("target/test/payload");
+        // Copies: a later build must not change what a machine is given.
+        let scratch = paths::Scratch::new_in(&paths::workspace().join("target/test/payload"))?;
+        let kept = scratch.path().to_path_buf();
         let mut files = vec![
             (built.join("blockhaus"), "blockhaus".to_string()),
             (built.join("vmtest"), "vmtest".to_string()),
@@ -40,13 +44,10 @@ impl Guest {
         let examples =
             EXAMPLES.iter().map(|name| (built.join("examples").join(name), format!("examples/{name}")));
         files.extend(examples);
-        // Copies: a later build must not change what a machine is running.
         paths::make_dir(&kept.join("examples"))?;
         for (from, name) in &files {
             let to = kept.join(name);
-            let beside = kept.join(format!("{name}.new"));
-            std::fs::copy(from, &beside)
-                .and_then(|_| std::fs::rename(&beside, &to))
+            std::fs::copy(from, &to)
                 .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
         }
         let kept_files: Vec<PathBuf> = files.iter().map(|(_, name)| kept.join(name)).collect();
@@ -55,6 +56,7 @@ impl Guest {
             payload: top.iter().map(|name| Payload::new(kept.join(name), *name)).collect(),
             hash: hash(&kept_files)?,
             vmtest: kept.join("vmtest"),
+            _kept: scratch,
         })
     }
 
