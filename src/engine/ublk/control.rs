@@ -12,9 +12,14 @@ use crate::port::clock::Duration;
 use crate::port::command::CommandRing;
 use crate::port::thread::CpuMask;
 
-/// For commands that only ask or set something. They take microseconds, but the kernel runs them on
-/// a worker thread, which a busy machine may let wait.
-const QUICK: Duration = Duration::from_secs(20);
+/// For one try of a command that only asks or sets something. It takes microseconds, but the kernel
+/// runs it on a worker thread, which a busy machine may let wait.
+const QUICK: Duration = Duration::from_secs(5);
+/// How often such a command is tried. Under load it happens that one that was handed to a worker
+/// never runs, while the next does (seen with SET_PARAMS on 7.2); asking or setting twice is harmless.
+const TRIES: u32 = 4;
+/// For making a device, which cannot be tried twice.
+const ADD: Duration = Duration::from_secs(20);
 /// For a start: queues fetch, and before 7.0 partitions are read.
 const START: Duration = Duration::from_secs(60);
 /// For a deletion, which waits for every reference to the character device.
@@ -55,8 +60,7 @@ impl Control {
 
     /// What this kernel's driver offers.
     pub fn features(&self) -> Result<Features> {
-        let (features, result) =
-            self.exchange(cmd::GET_FEATURES, command(NEW_DEV_ID), Features::empty(), QUICK, &mut never);
+        let (features, result) = self.ask(cmd::GET_FEATURES, command(NEW_DEV_ID), Features::empty());
         result.map_err(|error| {
             Error::system("cannot ask the kernel for its ublk features", error)
                 .cure("this needs a kernel from 6.5 on; 6.12 or newer is best")
@@ -66,15 +70,14 @@ impl Control {
 
     /// Makes a device as `wanted` has it; yields what the driver made of it.
     pub fn add(&self, wanted: Info) -> io::Result<Info> {
-        let (made, result) = self.exchange(cmd::ADD_DEV, command(wanted.dev_id), wanted, QUICK, &mut never);
+        let (made, result) = self.exchange(cmd::ADD_DEV, command(wanted.dev_id), wanted, ADD);
         result.map(|()| made)
     }
 
     /// What the kernel says of device `id`. Somebody who may not ask for all devices asks again by
     /// the path of one, which is allowed to its owner (GET_DEV_INFO2).
     pub fn info(&self, id: u32) -> Result<Info> {
-        let (info, result) =
-            self.exchange(cmd::GET_DEV_INFO, command(id), Info::default(), QUICK, &mut never);
+        let (info, result) = self.ask(cmd::GET_DEV_INFO, command(id), Info::default());
         let result = match result {
             Ok(()) => Ok(info),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.info_by_path(id),
@@ -95,20 +98,20 @@ impl Control {
         let path = format!("/dev/ublkc{id}");
         buffer.path[..path.len()].copy_from_slice(path.as_bytes());
         let header = CtrlCmd { dev_path_len: PATH_ROOM as u16, ..command(id) };
-        let (answer, result) = self.exchange(cmd::GET_DEV_INFO2, header, buffer, QUICK, &mut never);
+        let (answer, result) = self.ask(cmd::GET_DEV_INFO2, header, buffer);
         result.map(|()| answer.info)
     }
 
     /// Sets a device's parameters, before its start.
     pub fn set_params(&self, id: u32, params: Params) -> Result<()> {
-        let (_, result) = self.exchange(cmd::SET_PARAMS, command(id), params, QUICK, &mut never);
+        let (_, result) = self.ask(cmd::SET_PARAMS, command(id), params);
         result.map_err(|error| device_error("set the parameters of", id, error))
     }
 
     /// A device's parameters, as the kernel took them.
     pub fn params(&self, id: u32) -> Result<Params> {
         let asked = Params { len: size_of::<Params>() as u32, ..Params::default() };
-        let (params, result) = self.exchange(cmd::GET_PARAMS, command(id), asked, QUICK, &mut never);
+        let (params, result) = self.ask(cmd::GET_PARAMS, command(id), asked);
         result.map_err(|error| device_error("get the parameters of", id, error))?;
         Ok(params)
     }
@@ -116,8 +119,7 @@ impl Control {
     /// The processors whose requests come to this queue.
     pub fn queue_affinity(&self, id: u32, queue: u16) -> Result<CpuMask> {
         let header = CtrlCmd { data: [u64::from(queue)], ..command(id) };
-        let (mask, result) =
-            self.exchange(cmd::GET_QUEUE_AFFINITY, header, [0u64; MASK_LEN / 8], QUICK, &mut never);
+        let (mask, result) = self.ask(cmd::GET_QUEUE_AFFINITY, header, [0u64; MASK_LEN / 8]);
         result.map_err(|error| device_error("ask for the processors of", id, error))?;
         let bytes: Vec<u8> = mask.iter().flat_map(|word| word.to_le_bytes()).collect();
         Ok(CpuMask::from_bitmap(&bytes))
@@ -161,7 +163,20 @@ impl Control {
         give_up: &mut dyn FnMut() -> bool,
     ) -> io::Result<()> {
         // SAFETY: the command points at nothing.
-        unsafe { self.run(opcode, header, deadline, give_up) }
+        outcome(unsafe { self.run(opcode, header, deadline, give_up) }?)
+    }
+
+    /// Sends a command that may be sent again when it is not answered.
+    fn ask<T: Copy>(&self, opcode: u32, header: CtrlCmd, buffer: T) -> (T, io::Result<()>) {
+        let mut answer = self.exchange(opcode, header, buffer, QUICK);
+        for _ in 1..TRIES {
+            match &answer.1 {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                _ => break,
+            }
+            answer = self.exchange(opcode, header, buffer, QUICK);
+        }
+        answer
     }
 
     /// Sends a command with a buffer that goes in and comes back.
@@ -171,22 +186,20 @@ impl Control {
         header: CtrlCmd,
         buffer: T,
         deadline: Duration,
-        give_up: &mut dyn FnMut() -> bool,
     ) -> (T, io::Result<()>) {
         let room = Box::into_raw(Box::new(buffer));
         let header = CtrlCmd { addr: room as u64, len: size_of::<T>() as u16, ..header };
         // SAFETY: the buffer has that length, and is freed only when the command was answered.
-        let result = unsafe { self.run(opcode, header, deadline, give_up) };
-        let unanswered = matches!(&result, Err(error)
-            if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::Interrupted));
-        if unanswered {
+        match unsafe { self.run(opcode, header, deadline, &mut never) } {
+            // SAFETY: the command was answered, so the box is ours alone again.
+            Ok(answer) => (*unsafe { Box::from_raw(room) }, outcome(answer)),
             // The kernel may still write to it: it is left where it is.
-            return (buffer, result);
+            Err(error) => (buffer, Err(error)),
         }
-        // SAFETY: the command was answered (or never sent), so the box is ours alone again.
-        (*unsafe { Box::from_raw(room) }, result)
     }
 
+    /// Yields the driver's answer; an error means that there was none.
+    ///
     /// # Safety
     /// As [`CommandRing::run`]: what the command points at stays until it is answered, or for ever.
     unsafe fn run(
@@ -195,15 +208,18 @@ impl Control {
         header: CtrlCmd,
         deadline: Duration,
         give_up: &mut dyn FnMut() -> bool,
-    ) -> io::Result<()> {
+    ) -> io::Result<i32> {
         let mut bytes = [0u8; 80];
         // SAFETY: CtrlCmd is 32 bytes of plain numbers without padding (asserted in uapi).
         let plain: [u8; size_of::<CtrlCmd>()] = unsafe { std::mem::transmute(header) };
         bytes[..plain.len()].copy_from_slice(&plain);
         // SAFETY: the caller's promise.
-        let result = unsafe { CommandRing::new()?.run(&self.file, opcode, bytes, deadline, give_up) }?;
-        if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+        unsafe { CommandRing::new()?.run(&self.file, opcode, bytes, deadline, give_up) }
     }
+}
+
+fn outcome(answer: i32) -> io::Result<()> {
+    if answer < 0 { Err(io::Error::from_raw_os_error(-answer)) } else { Ok(()) }
 }
 
 fn never() -> bool {
