@@ -30,7 +30,7 @@ pub struct Args {
     /// The kernel to measure on, one of `cargo xtask vm --list`
     #[arg(long, default_value = "7.2")]
     kernel: String,
-    /// Fewer I/Os, once: to within 1 % or so, in a third of the time or less
+    /// Fewer I/Os, once: a third of the time, and fio's start weighs a few percent
     #[arg(long)]
     quick: bool,
     /// How often each cell is measured; the median counts

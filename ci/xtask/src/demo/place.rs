@@ -85,7 +85,7 @@ impl Place {
   cargo xtask vm                      # a shell in the same machine; --help says how to hand it files
   cargo xtask demo --kernel 6.12      # the same on another kernel; `cargo xtask vm --list` has them
   cargo xtask test                    # everything, on real kernels
-On a machine whose kernel has ublk (Linux 6.0 and later; `modprobe ublk_drv`):
+On a machine whose kernel has ublk (Linux 6.12 or later; `modprobe ublk_drv`):
   cargo build --release
   sudo target/release/blockhaus attach file:disk.img,size=10G   # prints /dev/ublkbN
   sudo target/release/blockhaus detach /dev/ublkbN"
