@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::size_of;
+use std::sync::{Mutex, PoisonError};
 
 use blockhaus_uapi::ublk::{CtrlCmd, CtrlDevInfo, Features, NEW_DEV_ID, NO_QUEUE, Params, cmd};
 
@@ -34,6 +35,9 @@ const MASK_LEN: usize = 1024;
 #[derive(Debug)]
 pub struct Control {
     file: File,
+    /// A ring that nobody uses at this moment. Kept, since closing a ring and making the next while
+    /// commands go through the same worker threads is what lost commands on 7.2.
+    spare: Mutex<Option<CommandRing>>,
 }
 
 /// What the kernel says of a device.
@@ -55,7 +59,7 @@ impl Control {
                     _ => error,
                 }
             })?;
-        Ok(Control { file })
+        Ok(Control { file, spare: Mutex::new(None) })
     }
 
     /// What this kernel's driver offers.
@@ -213,8 +217,14 @@ impl Control {
         // SAFETY: CtrlCmd is 32 bytes of plain numbers without padding (asserted in uapi).
         let plain: [u8; size_of::<CtrlCmd>()] = unsafe { std::mem::transmute(header) };
         bytes[..plain.len()].copy_from_slice(&plain);
+        let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = spare().take();
+        let mut ring = kept.map_or_else(CommandRing::new, Ok)?;
         // SAFETY: the caller's promise.
-        unsafe { CommandRing::new()?.run(&self.file, opcode, bytes, deadline, give_up) }
+        let answer = unsafe { ring.run(&self.file, opcode, bytes, deadline, give_up) }?;
+        // Answered, so that it can serve the next; one that was not is closed with its error above.
+        *spare() = Some(ring);
+        Ok(answer)
     }
 }
 
