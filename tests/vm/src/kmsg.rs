@@ -40,3 +40,23 @@ pub fn since(mark: &str) -> String {
 pub fn alarm(log: &str) -> Option<&str> {
     log.lines().find(|line| ALARMS.iter().any(|alarm| line.contains(alarm)))
 }
+
+/// Whether the kernel has had an oops since it booted.
+pub fn kernel_died() -> bool {
+    const TAINT_DIE: u64 = 1 << 7;
+    let tainted = std::fs::read_to_string("/proc/sys/kernel/tainted").unwrap_or_default();
+    tainted.trim().parse::<u64>().is_ok_and(|bits| bits & TAINT_DIE != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alarms_are_heard_and_everyday_lines_are_not() {
+        let quiet = "[ 1.0] EXT4-fs (ublkb0): mounted\n[ 2.0] critical space allocation error, dev ublkb0\n";
+        assert_eq!(alarm(quiet), None);
+        let loud = format!("{quiet}[ 3.0] WARNING: CPU: 0 PID: 1 at drivers/block/ublk_drv.c:1\n");
+        assert!(alarm(&loud).unwrap().contains("ublk_drv"));
+    }
+}

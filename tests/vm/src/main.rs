@@ -88,12 +88,24 @@ fn run_all(names: &[String]) -> outcome::Outcome<u8> {
     }
     runner::safe_here()?;
     home::prepare()?;
-    let before = system::Snapshot::take();
+    let mut before = system::Snapshot::take();
     let mut total = report::Total::default();
+    let mut broken_by: Option<&str> = None;
     for name in names {
         let started = Instant::now();
-        let outcome = runner::supervise(name, &before);
+        let outcome = match broken_by {
+            // Whatever it said now would be about the kernel's state, not about us.
+            Some(test) => Err(outcome::Fail::new(format!("not run: the kernel broke during {test}"))),
+            None => runner::supervise(name, &before),
+        };
         total.add(name, started.elapsed(), &outcome);
+        if broken_by.is_none() && kmsg::kernel_died() {
+            broken_by = Some(name);
+        }
+        if outcome.is_err() {
+            // What could not be taken away was told once; it is no fault of those that follow.
+            before = system::Snapshot::take();
+        }
     }
     total.print();
     Ok(u8::from(!total.all_well()))

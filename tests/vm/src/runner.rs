@@ -40,7 +40,10 @@ pub fn supervise(name: &str, before: &Snapshot) -> Outcome {
     if outcome.is_ok() {
         let left = system::leftovers(before, Duration::from_secs(3));
         if let Some(first) = left.first() {
-            outcome = Err(Fail { details: left.clone(), ..Fail::new(format!("passed, but left {first}")) });
+            outcome = Err(Fail {
+                details: system::shortened(left.clone()),
+                ..Fail::new(format!("passed, but left {first}"))
+            });
         }
     }
     let log = kmsg::since(&mark);
@@ -58,10 +61,10 @@ pub fn supervise(name: &str, before: &Snapshot) -> Outcome {
         outcome = match outcome {
             Err(mut fail) if !fail.skip => {
                 fail.details.push(told);
-                fail.details.extend(remains);
+                fail.details.extend(system::shortened(remains));
                 Err(fail)
             }
-            _ => Err(Fail { details: remains, ..Fail::new(told) }),
+            _ => Err(Fail { details: system::shortened(remains), ..Fail::new(told) }),
         };
     }
     outcome

@@ -167,3 +167,42 @@ fn users() -> (BTreeSet<String>, BTreeSet<String>) {
     }
     (descriptors, mappings)
 }
+
+/// The first of many, and how many more there are.
+pub fn shortened(mut lines: Vec<String>) -> Vec<String> {
+    const SHOWN: usize = 12;
+    if lines.len() > SHOWN + 1 {
+        let more = lines.len() - SHOWN;
+        lines.truncate(SHOWN);
+        lines.push(format!("and {more} more"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_new_is_told_and_what_went_is_not() {
+        let one = |name: &str| BTreeSet::from([name.to_string()]);
+        let before =
+            Snapshot { things: BTreeMap::from([("device", one("/dev/ublkb0")), ("file", BTreeSet::new())]) };
+        let after =
+            Snapshot { things: BTreeMap::from([("device", one("/dev/ublkb1")), ("file", one("0.json"))]) };
+        assert_eq!(after.since(&before), ["device /dev/ublkb1", "file 0.json"]);
+        assert_eq!(after.new_files(&before), ["0.json"]);
+        assert!(before.since(&before).is_empty());
+    }
+
+    #[test]
+    fn a_descriptor_of_a_ring_or_a_lock_shows_in_a_snapshot() {
+        let before = Snapshot::take();
+        let path = std::env::temp_dir().join(format!("vmtest-lock-{}", std::process::id()));
+        let file = fs::File::create(&path).unwrap();
+        file.lock().unwrap();
+        let more = Snapshot::take().since(&before);
+        fs::remove_file(&path).unwrap();
+        assert!(more.iter().any(|thing| thing.starts_with("lock FLOCK WRITE")), "{more:?}");
+    }
+}
