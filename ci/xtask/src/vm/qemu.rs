@@ -101,9 +101,12 @@ impl Accelerator {
     fn args(self, cpus: u32) -> Vec<String> {
         let words = match self {
             Self::Kvm => format!("-accel kvm -cpu host -smp {cpus}"),
+            // One host thread for all CPUs: with one each (thread=multi), QEMU 7.2 now and then loses a
+            // timer, or lets one CPU run code that another is patching, and the guest panics. Two
+            // machines side by side use two host CPUs as well.
             // Without cmpxchg16b: QEMU 7.2's emulation of it leaves rubbish in EFLAGS, which
             // kernels up to 6.12 run into in their memory allocator (double fault, GP fault).
-            Self::Tcg => format!("-accel tcg,thread=multi -cpu max,-cx16 -smp {cpus}"),
+            Self::Tcg => format!("-accel tcg,thread=single -cpu max,-cx16 -smp {cpus}"),
             Self::CountedTcg => "-accel tcg,thread=single -icount shift=0,sleep=off \
                                  -cpu max,-erms,-fsrm -smp 1"
                 .to_string(),
