@@ -16,7 +16,7 @@ use blockhaus::backend::{Backend, Queue, QueueContext};
 use blockhaus::error::{Error, Result};
 use blockhaus::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use blockhaus::payload::Payload;
-use blockhaus::port::ring::{FixedFile, Operation, Ring};
+use blockhaus::port::ring::{AllocateMode, FixedFile, Operation, Ring};
 use blockhaus::stack::{ReadOnly, SpecTable, SpecType};
 use futures_util::future::join;
 
@@ -57,11 +57,11 @@ impl Backend for Mirror {
     type Queue = MirrorQueue;
 
     fn geometry(&self) -> Geometry {
-        Geometry::plain(self.size)
+        Geometry { discard_granularity: 4096, ..Geometry::plain(self.size) }
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::WRITE | Capabilities::VOLATILE_CACHE | Capabilities::FUA
+        Capabilities::WRITE | Capabilities::VOLATILE_CACHE | Capabilities::FUA | Capabilities::DISCARD
     }
 
     fn open_queue(&self, context: &QueueContext<'_>) -> Result<MirrorQueue> {
@@ -108,7 +108,13 @@ impl Queue for MirrorQueue {
                 let sync = |file| whole(self.ring.sync_data(file, &payload), 0);
                 both(join(sync(first), sync(second)).await)
             }
-            Op::Discard | Op::WriteZeroes => Err(Errno::EOPNOTSUPP),
+            Op::Discard => {
+                let hole = AllocateMode::PunchHole;
+                let punch = |file| whole(self.ring.allocate(file, &payload, hole, io.offset, io.len), 0);
+                both(join(punch(first), punch(second)).await)
+            }
+            // Not among the capabilities above, so the kernel writes zeros instead.
+            Op::WriteZeroes => Err(Errno::EOPNOTSUPP),
         }
     }
 }
