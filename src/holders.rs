@@ -52,6 +52,12 @@ impl Holder {
     pub fn is_lasting(&self) -> bool {
         !matches!(self, Holder::Process { .. } | Holder::Claimed)
     }
+
+    /// Whether it is udev looking at a disk that has changed. It always lets go again, however long
+    /// a busy machine makes it take.
+    pub fn is_udev(&self) -> bool {
+        matches!(self, Holder::Process { name, .. } if name.contains("udev"))
+    }
 }
 
 impl fmt::Display for Holder {

@@ -11,6 +11,9 @@ use crate::port::clock::{self, Deadline, Duration};
 /// scan.
 const PASSING: Duration = Duration::from_secs(2);
 
+/// For how long where all who have it open are udev's own; less than a detach waits altogether.
+const UDEV: Duration = Duration::from_secs(6);
+
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -25,6 +28,7 @@ pub(super) enum Stopped {
 /// Takes the device away unless it is in use; with `force`, which may be set meanwhile, also then.
 pub(super) fn stop(device: Box<Device>, force: &AtomicBool) -> Stopped {
     let patience = Deadline::after(PASSING);
+    let patience_with_udev = Deadline::after(UDEV);
     loop {
         let forced = force.load(Ordering::Relaxed);
         let users = if forced { Vec::new() } else { holders::holders(&device.path()) };
@@ -38,7 +42,9 @@ pub(super) fn stop(device: Box<Device>, force: &AtomicBool) -> Stopped {
             }
         }
         // What was set meanwhile is obeyed; what passes by is waited for.
-        if !force.load(Ordering::Relaxed) && (lasting || patience.passed()) {
+        let only_udev = !users.is_empty() && users.iter().all(Holder::is_udev);
+        let passed = if only_udev { patience_with_udev.passed() } else { patience.passed() };
+        if !force.load(Ordering::Relaxed) && (lasting || passed) {
             let error = in_use(&device, &users);
             return Stopped::Refused(device, error);
         }
