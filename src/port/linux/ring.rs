@@ -93,6 +93,14 @@ impl std::fmt::Debug for Inner {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Closing a ring gives its files back some time later; a device that is being deleted waits
+        // for that. Nothing was registered where this fails.
+        let _ = self.uring.get_mut().submitter().unregister_files();
+    }
+}
+
 type SetUp = fn(&mut io_uring::Builder);
 
 /// Ring set-ups from the best down: what they need says `io_uring_setup(2)`.
@@ -208,14 +216,7 @@ impl Ring {
         let want = usize::from(self.0.remote.may_sleep());
         let result = self.0.uring.borrow().submit_and_wait(want);
         self.0.remote.awake();
-        match result {
-            Ok(_) => Ok(()),
-            // EBUSY: completions must be reaped before more is taken, which comes next anyway.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        passing(result)
     }
 
     /// Moves the completions that are there into `into`, which was emptied; never more than its
@@ -332,6 +333,19 @@ impl Ring {
         start: impl FnOnce(Ticket) + 'a,
     ) -> HandOff<'a, impl FnOnce(Ticket) + 'a> {
         HandOff { operation: Operation::new(self, payload, Work::Started), start: Some(start) }
+    }
+}
+
+/// An enter that only has to be tried again is none that failed.
+#[inline]
+fn passing(result: io::Result<usize>) -> io::Result<()> {
+    match result {
+        Ok(_) => Ok(()),
+        // EBUSY: completions must be reaped before more is taken, which comes next anyway.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 
