@@ -16,7 +16,7 @@ pub const ANSWER: Duration = Duration::from_millis(8500);
 const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
 /// How long a killed server may take to be gone.
-const DEATH: Duration = Duration::from_secs(2);
+const DEATH: Duration = Duration::from_secs(4);
 
 /// What was done.
 #[derive(Clone, Debug, Serialize)]
@@ -140,7 +140,8 @@ fn kill(
     let what = format!("cannot kill the server of {} (process {})", entry.device.display(), entry.pid);
     if let Some(process) = process {
         process.kill().map_err(|error| Error::system(what.as_str(), error))?;
-        if !process.gone_by(deadline.at_most(DEATH)) {
+        // One that has ended and only waits for its parent is gone as far as a disk is concerned.
+        if !process.gone_by(deadline.at_most(DEATH)) && entry.is_alive() {
             let why = format!("it was told to end and has not{}", why_silent(entry.pid));
             return Err(Error::new(Kind::Deadline, what, why).cure("`blockhaus gc` cleans up when it has"));
         }

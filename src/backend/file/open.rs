@@ -6,9 +6,15 @@ use std::sync::Mutex;
 
 use super::{Created, Direct, File, Options};
 use crate::error::{Error, Kind, Result};
-use crate::holders;
+use crate::holders::{self, Holder};
 use crate::io::{Capabilities, Errno, Geometry};
+use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::file::{self, DirectAlignment, FileKind, How};
+
+/// How long the lock of a block device is waited for.
+const UDEV_LOCK: Duration = Duration::from_secs(2);
+/// Pause between two tries.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// A file that was opened and locked, and whether past the page cache.
 struct Opened {
@@ -131,7 +137,7 @@ fn open_locked(options: &Options, kind: FileKind, notes: &mut Vec<String>) -> Re
     notes.push(format!("file: through the page cache, {why}"));
     let file =
         file::open(path, how(options, kind, false)).map_err(|error| open_failed(options, kind, error))?;
-    lock(&file, options)?;
+    lock(&file, options, kind)?;
     Ok(Opened { file, direct: None })
 }
 
@@ -145,7 +151,7 @@ fn try_direct(options: &Options, kind: FileKind) -> Result<Result<Opened, String
         }
         Err(error) => return Err(open_failed(options, kind, error)),
     };
-    lock(&file, options)?;
+    lock(&file, options, kind)?;
     match file::direct_alignment(&file).map_err(|error| failed(path, error))? {
         None => Ok(Err("its file system does not take direct I/O on it".into())),
         Some(needed) if options.block_size.is_some_and(|block_size| needed.offset > block_size) => {
@@ -164,20 +170,36 @@ fn how(options: &Options, kind: FileKind, direct: bool) -> How {
 fn open_failed(options: &Options, kind: FileKind, error: std::io::Error) -> Error {
     let path = options.path.as_path();
     if kind == FileKind::BlockDevice && Errno::from_io(&error) == Some(Errno::EBUSY) {
-        let holders: Vec<String> = holders::holders(path).iter().map(ToString::to_string).collect();
-        let why = match holders.is_empty() {
+        let users = holders::holders(path);
+        let why = match users.is_empty() {
             true => "it is in use: mounted, swapped to, or held by another device".to_string(),
-            false => format!("it is in use: {}", holders.join(", ")),
+            false => format!("it is in use: {}", holders::describe(&users)),
         };
-        return Error::new(Kind::Busy, what(path), why).cure("release it first, or attach with --read-only");
+        let mounted = users.iter().find_map(|user| match user {
+            Holder::Mount { at, .. } => Some(at),
+            _ => None,
+        });
+        let release = mounted.map_or_else(|| "release it".to_string(), |at| format!("run umount {at}"));
+        return Error::new(Kind::Busy, what(path), why)
+            .cure(format!("{release} first, or attach with --read-only"));
     }
     failed(path, error)
 }
 
 /// A writer is alone; readers share.
-fn lock(file: &StdFile, options: &Options) -> Result<()> {
+fn lock(file: &StdFile, options: &Options, kind: FileKind) -> Result<()> {
     let path = options.path.as_path();
-    match file::try_lock(file, !options.read_only) {
+    let attempt = || file::try_lock(file, !options.read_only);
+    let mut locked = attempt();
+    if kind == FileKind::BlockDevice {
+        // udev locks a block device for as long as it looks at it.
+        let until = Deadline::after(UDEV_LOCK);
+        while matches!(locked, Ok(false)) && !until.passed() {
+            sleep(RETRY);
+            locked = attempt();
+        }
+    }
+    match locked {
         Ok(true) => Ok(()),
         Ok(false) => {
             let why = match options.read_only {
