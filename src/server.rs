@@ -67,6 +67,7 @@ pub fn run(
     registry: Registry,
     ready: &mut dyn FnMut(&Ready) -> Result<()>,
 ) -> Result<()> {
+    let _guard = thread::AbortOnPanic;
     registry.create()?;
     let mut server = Server::new(registry, signals)?;
     server.start(plan)?;

@@ -11,12 +11,30 @@ pub use std::thread::JoinHandle;
 /// Stack of a queue thread. Tasks live on the heap, so little is needed.
 const QUEUE_STACK: usize = 512 << 10;
 
-/// Starts a thread with a name (the kernel shows its first 15 bytes).
+/// While this is held, a panic of this thread ends the process, however the program was built: a
+/// disk half of whose threads are gone would hang whoever uses it, where that of a process that is
+/// gone fails and can be cleaned up.
+#[derive(Debug)]
+pub struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Starts a thread with a name (the kernel shows its first 15 bytes). A panic in it ends the process.
 pub fn spawn<T: Send + 'static>(
     name: String,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    thread::Builder::new().name(name).stack_size(QUEUE_STACK).spawn(body)
+    let guarded = || {
+        let _guard = AbortOnPanic;
+        body()
+    };
+    thread::Builder::new().name(name).stack_size(QUEUE_STACK).spawn(guarded)
 }
 
 /// Bytes of stack that are brought in before they are needed.
@@ -137,6 +155,23 @@ mod tests {
         assert_eq!(CpuMask::from_bitmap(&[0b1000_1111, 0b11]).to_string(), "0-3,7-9");
         assert_eq!(CpuMask::from_bitmap(&[0b101]).to_string(), "0,2");
         assert_eq!(CpuMask::from_bitmap(&[0, 0]).to_string(), "");
+    }
+
+    #[test]
+    fn a_panic_ends_the_process() {
+        use std::os::unix::process::ExitStatusExt;
+        const CHILD: &str = "BLOCKHAUS_TEST_PANIC";
+        if std::env::var_os(CHILD).is_some() {
+            let _ = spawn("panics".into(), || panic!("as it is meant to")).map(JoinHandle::join);
+            return;
+        }
+        let name = "port::linux::thread::tests::a_panic_ends_the_process";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{child:?}");
     }
 
     #[test]
