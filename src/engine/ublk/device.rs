@@ -100,7 +100,7 @@ impl Device {
         let control = Control::open()?;
         let features = control.features()?;
         let mut notes = stack.notes();
-        let wanted = wanted(options, features, &mut notes);
+        let wanted = wanted(options, features);
         let info = add(&control, wanted)?;
         let mut device =
             Added { control, info, node: None, queues: Vec::new(), stack, stopped: false, gone: false };
@@ -112,7 +112,7 @@ impl Device {
             ));
         }
         device.set_params(parameters, &mut notes)?;
-        let seats = device.seat_queues()?;
+        let seats = device.seat_queues(!options.partition_scan)?;
         device.go_live()?;
         device.stack.started();
         let report = device.report(features, seats, notes);
@@ -181,14 +181,10 @@ fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn wanted(options: &Options, features: Features, notes: &mut Vec<String>) -> CtrlDevInfo {
+fn wanted(options: &Options, features: Features) -> CtrlDevInfo {
     let mut flags = Features::CMD_IOCTL_ENCODE;
-    if !options.partition_scan {
-        if features.contains(Features::NO_AUTO_PART_SCAN) {
-            flags |= Features::NO_AUTO_PART_SCAN;
-        } else {
-            notes.push("this kernel looks for partitions all the same; --no-partition-scan needs 7.0".into());
-        }
+    if !options.partition_scan && features.contains(Features::NO_AUTO_PART_SCAN) {
+        flags |= Features::NO_AUTO_PART_SCAN;
     }
     CtrlDevInfo {
         nr_hw_queues: options.queues,
@@ -239,7 +235,7 @@ impl Added {
     }
 
     /// Opens the character device and starts a thread for each queue; returns when all are ready.
-    fn seat_queues(&mut self) -> Result<Vec<QueueThread>> {
+    fn seat_queues(&mut self, no_partition_scan: bool) -> Result<Vec<QueueThread>> {
         let node = Arc::new(open_node(&PathBuf::from(format!("/dev/ublkc{}", self.id())))?);
         self.node = Some(node.clone());
         let (tell, told) = bounded(usize::from(self.info.nr_hw_queues));
@@ -256,6 +252,8 @@ impl Added {
                 descriptor_size: self.descriptor_size(),
                 affinity,
                 remote: remote.clone(),
+                prevent_partition_scan: no_partition_scan
+                    && !self.info.flags.contains(Features::NO_AUTO_PART_SCAN),
             };
             self.queues.push(start_thread(self.id(), seat, remote, tell.clone())?);
         }

@@ -24,6 +24,8 @@ pub(super) struct Seat {
     pub descriptor_size: usize,
     pub affinity: CpuMask,
     pub remote: Arc<Remote>,
+    /// Keep a kernel that cannot be asked not to (before 7.0) from looking for partitions.
+    pub prevent_partition_scan: bool,
 }
 
 impl Seat {
@@ -58,6 +60,11 @@ impl Seat {
             ring_flags: ring.setup().split(' ').map(str::to_string).collect(),
             registered_buffers: registered,
         });
+        if self.prevent_partition_scan {
+            // The driver does not trust a disk with a queue that a thread without CAP_SYS_ADMIN serves
+            // so far as to parse what is on it.
+            thread::give_up_administration().map_err(failed("cannot give up CAP_SYS_ADMIN"))?;
+        }
         let context =
             QueueContext { ring: &ring, index: self.queue, depth: self.depth, max_io_size: self.max_io_size };
         let mut front = PerTag::new(file, self.queue, self.depth, &descriptors, &buffers);

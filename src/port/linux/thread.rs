@@ -113,6 +113,29 @@ pub fn current_id() -> i32 {
     nix::unistd::gettid().as_raw()
 }
 
+/// CAP_SYS_ADMIN of linux/capability.h.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Takes CAP_SYS_ADMIN from this thread (capset(2)), and from no other.
+pub fn give_up_administration() -> io::Result<()> {
+    /// _LINUX_CAPABILITY_VERSION_3: two sets of three words.
+    const VERSION_3: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION_3, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: header and sets have the sizes that version 3 of capget(2) reads and writes; the
+    // thread 0 is this one.
+    if unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The first word of the first set: effective capabilities 0 to 31.
+    sets[0] &= !(1 << CAP_SYS_ADMIN);
+    // SAFETY: as above, and nothing is written.
+    if unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// PF_MEMALLOC_NOIO of include/linux/sched.h: memory this thread asks for is never found by
 /// writing to a disk, so that reclaim cannot wait on the disk that the thread serves.
 const PF_MEMALLOC_NOIO: u64 = 0x0008_0000;
