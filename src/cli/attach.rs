@@ -53,7 +53,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     read_only: bool,
 
-    /// Do not look for partitions on the disk. Before Linux 7.0 this needs a disk without any.
+    /// Do not look for partitions on the disk.
     #[arg(long)]
     no_partition_scan: bool,
 
