@@ -4,5 +4,6 @@
 //! keeps it so. The simulated twin of what is here will stand in `port/sim`.
 
 mod linux;
+pub mod ring;
 
-pub use linux::{clock, command, file, memory, process, remote, ring, signal, socket, system, thread};
+pub use linux::{clock, command, file, memory, process, remote, signal, socket, system, thread};

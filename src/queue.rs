@@ -19,16 +19,56 @@ mod buffers;
 
 pub use buffers::Buffers;
 
+/// What came of a command of a front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// No request.
+    Nothing,
+    /// One request.
+    One(Io),
+    /// Requests that [`FrontEnd::next`] yields one by one.
+    Many,
+}
+
 /// What an engine knows of arrivals and completions on one queue.
+///
+/// A request names the slot that carries it. Slots are the front end's to give: it takes none that
+/// is in service, and has one back when [`complete`](Self::complete) is called for it.
 pub trait FrontEnd {
     /// Asks for the first requests. From here on completions come.
     fn start(&mut self, ring: &Ring) -> Result<()>;
 
-    /// A command of this front end came back; yields the request that it brought, if it did.
-    fn arrived(&mut self, ring: &Ring, number: u32, result: i32) -> Result<Option<Io>>;
+    /// A command of this front end came back; yields the requests that it brought.
+    fn arrived(&mut self, ring: &Ring, number: u32, result: i32) -> Result<Arrival>;
+
+    /// The next of many requests; asked until there is none, after [`Arrival::Many`], and after an
+    /// [`end_turn`](Self::end_turn) that said so.
+    fn next(&mut self, ring: &Ring) -> Result<Option<Io>> {
+        let _ = ring;
+        Ok(None)
+    }
 
     /// Completes the request `io` with `result`; its slot may arrive again afterwards.
     fn complete(&mut self, ring: &Ring, io: &Io, result: IoResult) -> Result<()>;
+
+    /// Another thread called [`Remote::notify_front`](crate::port::remote::Remote::notify_front).
+    fn notified(&mut self, ring: &Ring) -> Result<()> {
+        let _ = ring;
+        Ok(())
+    }
+
+    /// Nothing new is to be taken; what has arrived is still to be completed.
+    fn stop(&mut self, ring: &Ring) -> Result<()> {
+        let _ = ring;
+        Ok(())
+    }
+
+    /// The end of a turn of the loop: what was gathered in it can go out. True where requests wait
+    /// that [`next`](Self::next) can now yield, since a slot became free.
+    fn end_turn(&mut self, ring: &Ring) -> Result<bool> {
+        let _ = ring;
+        Ok(false)
+    }
 
     /// Whether nothing will arrive any more.
     fn finished(&self) -> bool;
@@ -164,6 +204,9 @@ where
             while let Some(message) = self.ring.remote().receive() {
                 self.hear(message)?;
             }
+            while self.front.end_turn(self.ring)? {
+                self.begin_all()?;
+            }
         }
         Ok(())
     }
@@ -200,8 +243,9 @@ where
     fn react(&mut self, completion: &Completion) -> Result<()> {
         match completion.token {
             Token::Front(number) => match self.front.arrived(self.ring, number, completion.result)? {
-                Some(io) => self.begin(io),
-                None => Ok(()),
+                Arrival::One(io) => self.begin(io),
+                Arrival::Nothing => Ok(()),
+                Arrival::Many => self.begin_all(),
             },
             Token::Operation { slot, entry } => self.operation_ended(slot, entry, completion.result),
             Token::Wake => {
@@ -217,11 +261,19 @@ where
                 self.slots.slots[usize::from(slot)].woken.received();
                 self.advance(slot)
             }
+            Message::Front => self.front.notified(self.ring),
             Message::Stop => {
                 self.stopping = true;
-                Ok(())
+                self.front.stop(self.ring)
             }
         }
+    }
+
+    fn begin_all(&mut self) -> Result<()> {
+        while let Some(io) = self.front.next(self.ring)? {
+            self.begin(io)?;
+        }
+        Ok(())
     }
 
     /// A request arrived: refuse it, answer it at once, or start its task.

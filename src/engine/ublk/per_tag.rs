@@ -6,7 +6,7 @@ use super::descriptors::Descriptors;
 use crate::error::{Error, Result};
 use crate::io::{Io, IoResult, Op};
 use crate::port::ring::{FixedFile, Ring};
-use crate::queue::{Buffers, FrontEnd};
+use crate::queue::{Arrival, Buffers, FrontEnd};
 
 /// One queue's tags; a tag's number is its slot's.
 #[derive(Debug)]
@@ -47,19 +47,19 @@ impl FrontEnd for PerTag<'_> {
     }
 
     #[inline]
-    fn arrived(&mut self, ring: &Ring, number: u32, result: i32) -> Result<Option<Io>> {
+    fn arrived(&mut self, ring: &Ring, number: u32, result: i32) -> Result<Arrival> {
         let tag = number as u16;
         match result {
             res::OK => match self.descriptors.request(tag) {
-                Ok(io) => Ok(Some(io)),
+                Ok(io) => Ok(Arrival::One(io)),
                 Err(errno) => {
                     self.send(ring, io_cmd::COMMIT_AND_FETCH_REQ, tag, -errno.number())?;
-                    Ok(None)
+                    Ok(Arrival::Nothing)
                 }
             },
             res::ABORT => {
                 self.aborted += 1;
-                Ok(None)
+                Ok(Arrival::Nothing)
             }
             _ => Err(Error::system(
                 format!("the driver refused tag {tag} of queue {}", self.queue),

@@ -29,6 +29,8 @@ pub enum Message {
     },
     /// The task of this slot wants to be polled.
     Wake(u16),
+    /// Somebody has something for the front end.
+    Front,
     /// Stop as soon as nothing is in service.
     Stop,
 }
@@ -39,6 +41,7 @@ pub struct Remote {
     messages: ArrayQueue<Message>,
     asleep: AtomicBool,
     stop: AtomicBool,
+    front: AtomicBool,
     event: OwnedFd,
 }
 
@@ -50,6 +53,7 @@ impl Remote {
             messages: ArrayQueue::new(usize::from(slots.max(1)) * (OPERATIONS_PER_SLOT + 1)),
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            front: AtomicBool::new(false),
             event: event.into(),
         }))
     }
@@ -66,6 +70,12 @@ impl Remote {
         self.notify();
     }
 
+    /// Tells the front end that there is something for it; what it is lies where the two agreed.
+    pub fn notify_front(&self) {
+        self.front.store(true, Ordering::SeqCst);
+        self.notify();
+    }
+
     fn notify(&self) {
         if self.asleep.swap(false, Ordering::SeqCst) {
             // An eventfd write fails only when its counter is full, and then the reader wakes anyway.
@@ -77,7 +87,8 @@ impl Remote {
     #[inline]
     pub fn may_sleep(&self) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
-        if self.messages.is_empty() && !self.stop.load(Ordering::SeqCst) {
+        let waiting = self.stop.load(Ordering::SeqCst) || self.front.load(Ordering::SeqCst);
+        if self.messages.is_empty() && !waiting {
             return true;
         }
         self.asleep.store(false, Ordering::SeqCst);
@@ -96,7 +107,13 @@ impl Remote {
         if let Some(message) = self.messages.pop() {
             return Some(message);
         }
-        self.stop.swap(false, Ordering::SeqCst).then_some(Message::Stop)
+        if self.front.load(Ordering::SeqCst) && self.front.swap(false, Ordering::SeqCst) {
+            return Some(Message::Front);
+        }
+        if self.stop.load(Ordering::SeqCst) && self.stop.swap(false, Ordering::SeqCst) {
+            return Some(Message::Stop);
+        }
+        None
     }
 
     /// The eventfd that the ring reads.
@@ -158,7 +175,7 @@ impl Ticket {
     /// # Safety
     /// `entry` of `slot` is in flight over exactly these bytes, which are initialised, and no
     /// second ticket for it exists.
-    pub(super) unsafe fn new(
+    pub(in crate::port) unsafe fn new(
         remote: Arc<Remote>,
         slot: u16,
         entry: u8,

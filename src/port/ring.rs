@@ -1,6 +1,9 @@
-//! One thread's io_uring: where a queue's commands and its backend's operations meet.
+//! One thread's ring: where a queue's commands and its backend's operations meet.
+//!
+//! What a ring promises is here: tokens, slots that own what is in flight, operations as futures.
+//! The driver below it, io_uring, only carries [`Entry`]s down and completions up.
 
-use std::cell::{Cell, RefCell, UnsafeCell};
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
@@ -9,10 +12,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use io_uring::{IoUring, opcode, squeue, types};
-
+use super::linux::uring::Uring;
 use crate::io::Errno;
-use crate::payload::{OPERATIONS_PER_SLOT, Payload, SlotState};
+use crate::payload::{OPERATIONS_PER_SLOT, Payload, Place, SlotState};
 use crate::port::remote::{Remote, Ticket};
 
 /// Files that can be registered with one ring.
@@ -23,7 +25,24 @@ const REGISTERED_BUFFER_MAX: usize = 1 << 30;
 
 /// A file known to the ring by its index in the table of registered files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FixedFile(u32);
+pub struct FixedFile(pub(super) u32);
+
+/// What a driver carries to whoever does it; its completion comes back with the token it went with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Entry {
+    /// A command of the front end to a driver of the kernel.
+    Command { file: FixedFile, opcode: u32, command: [u8; 16], address: Option<u64> },
+    /// All of `place` from `offset` of the file.
+    Read { file: FixedFile, place: Place, offset: u64 },
+    /// All of `place` to `offset` of the file, with `durable` to stable storage.
+    Write { file: FixedFile, place: Place, offset: u64, durable: bool },
+    /// fdatasync(2).
+    SyncData { file: FixedFile },
+    /// fallocate(2).
+    Allocate { file: FixedFile, mode: AllocateMode, offset: u64, len: u64 },
+    /// Completes when another thread has left a message.
+    Wake,
+}
 
 /// Who a completion is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +62,7 @@ pub enum Token {
 
 impl Token {
     #[inline]
-    fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u64 {
         match self {
             Token::Front(number) => u64::from(number),
             Token::Operation { slot, entry } => 1 << 56 | u64::from(entry) << 16 | u64::from(slot),
@@ -52,7 +71,7 @@ impl Token {
     }
 
     #[inline]
-    fn unpack(user_data: u64) -> Token {
+    pub(super) fn unpack(user_data: u64) -> Token {
         match user_data >> 56 {
             0 => Token::Front(user_data as u32),
             1 => Token::Operation { slot: user_data as u16, entry: (user_data >> 16) as u8 },
@@ -75,10 +94,9 @@ pub struct Completion {
 pub struct Ring(Rc<Inner>);
 
 struct Inner {
-    uring: RefCell<IoUring>,
+    driver: RefCell<Uring>,
     slots: Box<[SlotState]>,
     remote: Arc<Remote>,
-    wake_counter: UnsafeCell<u64>,
     buffers_registered: Cell<bool>,
     next_file: Cell<u32>,
     setup: &'static str,
@@ -93,65 +111,20 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // Closing a ring gives its files back some time later; a device that is being deleted waits
-        // for that. Nothing was registered where this fails.
-        let _ = self.uring.get_mut().submitter().unregister_files();
-    }
-}
-
-type SetUp = fn(&mut io_uring::Builder);
-
-/// Ring set-ups from the best down: what they need says `io_uring_setup(2)`.
-const SETUPS: [(&str, SetUp); 4] = [
-    ("single-issuer defer-taskrun no-sqarray", |builder| {
-        builder.setup_single_issuer().setup_defer_taskrun().setup_no_sqarray();
-    }),
-    ("single-issuer defer-taskrun", |builder| {
-        builder.setup_single_issuer().setup_defer_taskrun();
-    }),
-    ("coop-taskrun", |builder| {
-        builder.setup_coop_taskrun();
-    }),
-    ("plain", |_| {}),
-];
-
 impl Ring {
     /// A ring for a queue with this many slots, made on the thread that will drive it, with the
     /// best set-up this kernel takes.
     pub fn new(slots: u16, remote: Arc<Remote>) -> io::Result<Ring> {
-        // Twice the slots: a command for each, and an operation for each on its way.
-        let entries = (u32::from(slots).max(4) * 2).next_power_of_two();
-        let mut refused = io::Error::from(io::ErrorKind::Unsupported);
-        for (name, setup) in SETUPS {
-            let mut builder = IoUring::builder();
-            setup(&mut builder);
-            builder.setup_cqsize(entries * 2).dontfork();
-            match builder.build(entries) {
-                Ok(uring) => return Ring::set_up(uring, slots, remote, name),
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(refused)
-    }
-
-    fn set_up(uring: IoUring, slots: u16, remote: Arc<Remote>, setup: &'static str) -> io::Result<Ring> {
-        uring.submitter().register_files_sparse(FILE_TABLE)?;
-        // Saves a file lookup an enter; since 5.18, and only a wish.
-        let _ = uring.submitter().register_ring_fd();
-        let ring = Ring(Rc::new(Inner {
-            uring: RefCell::new(uring),
+        let (mut driver, setup) = Uring::new(slots, FILE_TABLE, &remote)?;
+        driver.push(Entry::Wake, Token::Wake)?;
+        Ok(Ring(Rc::new(Inner {
+            driver: RefCell::new(driver),
             slots: (0..slots).map(|_| SlotState::default()).collect(),
             remote,
-            wake_counter: UnsafeCell::new(0),
             buffers_registered: Cell::new(false),
             next_file: Cell::new(0),
             setup,
-        }));
-        ring.arm_wake()?;
-        Ok(ring)
+        })))
     }
 
     /// The set-up flags this kernel took, for `status`.
@@ -176,7 +149,7 @@ impl Ring {
         if index >= FILE_TABLE {
             return Err(io::Error::other(format!("a queue registers at most {FILE_TABLE} files")));
         }
-        self.0.uring.borrow().submitter().register_files_update(index, &[fd])?;
+        self.0.driver.borrow_mut().register_file(index, fd)?;
         self.0.next_file.set(index + 1);
         Ok(FixedFile(index))
     }
@@ -188,16 +161,9 @@ impl Ring {
     /// # Safety
     /// The memory stays mapped until this ring is dropped.
     pub unsafe fn register_buffers(&self, start: *mut u8, len: usize) -> bool {
-        let pieces: Vec<libc::iovec> = (0..len)
-            .step_by(REGISTERED_BUFFER_MAX)
-            .map(|offset| libc::iovec {
-                // SAFETY: offset is inside the buffers.
-                iov_base: unsafe { start.add(offset) }.cast(),
-                iov_len: REGISTERED_BUFFER_MAX.min(len - offset),
-            })
-            .collect();
         // SAFETY: the caller keeps the memory mapped as long as the ring lives.
-        let registered = unsafe { self.0.uring.borrow().submitter().register_buffers(&pieces) }.is_ok();
+        let registered =
+            unsafe { self.0.driver.borrow_mut().register_buffers(start, len, REGISTERED_BUFFER_MAX) };
         self.0.buffers_registered.set(registered);
         registered
     }
@@ -214,9 +180,9 @@ impl Ring {
     #[inline]
     pub fn submit_and_wait(&self) -> io::Result<()> {
         let want = usize::from(self.0.remote.may_sleep());
-        let result = self.0.uring.borrow().submit_and_wait(want);
+        let result = self.0.driver.borrow_mut().submit_and_wait(want);
         self.0.remote.awake();
-        passing(result)
+        result
     }
 
     /// Moves the completions that are there into `into`, which was emptied; never more than its
@@ -224,55 +190,30 @@ impl Ring {
     #[inline]
     pub fn completions(&self, into: &mut Vec<Completion>) {
         into.clear();
-        let mut uring = self.0.uring.borrow_mut();
-        let room = into.capacity();
-        into.extend(
-            uring
-                .completion()
-                .take(room)
-                .map(|entry| Completion { token: Token::unpack(entry.user_data()), result: entry.result() }),
-        );
+        self.0.driver.borrow_mut().reap(into);
     }
 
     /// A command of the front end: an opcode of a driver on a registered file.
     #[inline]
     pub fn command(&self, file: FixedFile, opcode: u32, command: [u8; 16], number: u32) -> io::Result<()> {
-        let entry = opcode::UringCmd16::new(types::Fixed(file.0), opcode).cmd(command).build();
-        self.push(entry.user_data(Token::Front(number).pack()))
+        self.push(Entry::Command { file, opcode, command, address: None }, Token::Front(number))
     }
 
     #[inline]
-    fn push(&self, entry: squeue::Entry) -> io::Result<()> {
-        let mut uring = self.0.uring.borrow_mut();
-        loop {
-            // SAFETY: what an entry points at belongs to a slot (or to the ring itself), and is
-            // neither reused nor unmapped before its completion was reaped.
-            if unsafe { uring.submission().push(&entry) }.is_ok() {
-                return Ok(());
-            }
-            uring.submit()?;
-        }
+    fn push(&self, entry: Entry, token: Token) -> io::Result<()> {
+        self.0.driver.borrow_mut().push(entry, token)
     }
 
     /// A message from another thread came: be ready for the next.
     pub fn arm_wake(&self) -> io::Result<()> {
-        let counter = self.0.wake_counter.get().cast::<u8>();
-        let entry = opcode::Read::new(types::Fd(self.0.remote.event_fd()), counter, 8).build();
-        self.push(entry.user_data(Token::Wake.pack()))
+        self.push(Entry::Wake, Token::Wake)
     }
 
     /// Reads into all of `payload` from `offset` of the file. Yields the bytes read.
     #[inline]
     pub fn read<'a>(&'a self, file: FixedFile, payload: &'a mut Payload<'_>, offset: u64) -> Operation<'a> {
         let place = payload.place();
-        let len = place.len as u32;
-        let entry = match place.registered {
-            Some(index) => {
-                opcode::ReadFixed::new(types::Fixed(file.0), place.start, len, index).offset(offset).build()
-            }
-            None => opcode::Read::new(types::Fixed(file.0), place.start, len).offset(offset).build(),
-        };
-        Operation::new(self, payload, Work::Entry(entry))
+        Operation::new(self, payload, Work::Entry(Entry::Read { file, place, offset }))
     }
 
     /// Writes all of `payload` to `offset` of the file. With `durable` the data is on stable
@@ -287,25 +228,12 @@ impl Ring {
         durable: bool,
     ) -> Operation<'a> {
         let place = payload.place();
-        let len = place.len as u32;
-        let flags = if durable { libc::RWF_DSYNC } else { 0 };
-        let entry = match place.registered {
-            Some(index) => opcode::WriteFixed::new(types::Fixed(file.0), place.start, len, index)
-                .offset(offset)
-                .rw_flags(flags)
-                .build(),
-            None => opcode::Write::new(types::Fixed(file.0), place.start, len)
-                .offset(offset)
-                .rw_flags(flags)
-                .build(),
-        };
-        Operation::new(self, payload, Work::Entry(entry))
+        Operation::new(self, payload, Work::Entry(Entry::Write { file, place, offset, durable }))
     }
 
     /// fdatasync(2).
     pub fn sync_data<'a>(&'a self, file: FixedFile, payload: &'a Payload<'_>) -> Operation<'a> {
-        let entry = opcode::Fsync::new(types::Fixed(file.0)).flags(types::FsyncFlags::DATASYNC).build();
-        Operation::new(self, payload, Work::Entry(entry))
+        Operation::new(self, payload, Work::Entry(Entry::SyncData { file }))
     }
 
     /// fallocate(2) with `mode`.
@@ -317,12 +245,7 @@ impl Ring {
         offset: u64,
         len: u64,
     ) -> Operation<'a> {
-        let mode = match mode {
-            AllocateMode::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-            AllocateMode::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
-        };
-        let entry = opcode::Fallocate::new(types::Fixed(file.0), len).offset(offset).mode(mode).build();
-        Operation::new(self, payload, Work::Entry(entry))
+        Operation::new(self, payload, Work::Entry(Entry::Allocate { file, mode, offset, len }))
     }
 
     /// Hands the bytes to another thread: `start` gets a [`Ticket`] and passes it on, without
@@ -333,19 +256,6 @@ impl Ring {
         start: impl FnOnce(Ticket) + 'a,
     ) -> HandOff<'a, impl FnOnce(Ticket) + 'a> {
         HandOff { operation: Operation::new(self, payload, Work::Started), start: Some(start) }
-    }
-}
-
-/// An enter that only has to be tried again is none that failed.
-#[inline]
-fn passing(result: io::Result<usize>) -> io::Result<()> {
-    match result {
-        Ok(_) => Ok(()),
-        // EBUSY: completions must be reaped before more is taken, which comes next anyway.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
-            Ok(())
-        }
-        Err(error) => Err(error),
     }
 }
 
@@ -360,7 +270,7 @@ pub enum AllocateMode {
 
 enum Work {
     /// Not yet in the ring.
-    Entry(squeue::Entry),
+    Entry(Entry),
     /// In the ring or with another thread, or done with.
     Started,
 }
@@ -410,12 +320,11 @@ impl Future for Operation<'_> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Work::Entry(prepared) = &self.work {
-            let prepared = prepared.clone();
+        if let Work::Entry(prepared) = self.work {
             let Some(entry) = self.book() else { return Poll::Pending };
             self.work = Work::Started;
             let token = Token::Operation { slot: self.slot, entry };
-            if let Err(error) = self.ring.push(prepared.user_data(token.pack())) {
+            if let Err(error) = self.ring.push(prepared, token) {
                 let errno = Errno::from(error);
                 self.ring.slot(self.slot).finish(entry, -errno.number());
             }

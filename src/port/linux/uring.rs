@@ -1,0 +1,177 @@
+//! The io_uring below a [`Ring`](crate::port::ring::Ring).
+
+use std::io;
+use std::os::fd::RawFd;
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use crate::port::remote::Remote;
+use crate::port::ring::{AllocateMode, Completion, Entry, Token};
+
+/// One io_uring and what it needs to be woken.
+pub(in crate::port) struct Uring {
+    uring: IoUring,
+    event_fd: RawFd,
+    /// Where the kernel writes what it read from the eventfd; boxed, since its address must not change.
+    wake_counter: Box<u64>,
+}
+
+type SetUp = fn(&mut io_uring::Builder);
+
+/// Ring set-ups from the best down: what they need says `io_uring_setup(2)`.
+const SETUPS: [(&str, SetUp); 4] = [
+    ("single-issuer defer-taskrun no-sqarray", |builder| {
+        builder.setup_single_issuer().setup_defer_taskrun().setup_no_sqarray();
+    }),
+    ("single-issuer defer-taskrun", |builder| {
+        builder.setup_single_issuer().setup_defer_taskrun();
+    }),
+    ("coop-taskrun", |builder| {
+        builder.setup_coop_taskrun();
+    }),
+    ("plain", |_| {}),
+];
+
+impl Uring {
+    /// With the best set-up this kernel takes, which is named, and room for `files` files.
+    pub fn new(slots: u16, files: u32, remote: &Remote) -> io::Result<(Uring, &'static str)> {
+        // Twice the slots: a command for each, and an operation for each on its way.
+        let entries = (u32::from(slots).max(4) * 2).next_power_of_two();
+        let mut refused = io::Error::from(io::ErrorKind::Unsupported);
+        for (name, setup) in SETUPS {
+            let mut builder = IoUring::builder();
+            setup(&mut builder);
+            builder.setup_cqsize(entries * 2).dontfork();
+            match builder.build(entries) {
+                Ok(uring) => {
+                    uring.submitter().register_files_sparse(files)?;
+                    // Saves a file lookup an enter; since 5.18, and only a wish.
+                    let _ = uring.submitter().register_ring_fd();
+                    let wake_counter = Box::new(0);
+                    return Ok((Uring { uring, event_fd: remote.event_fd(), wake_counter }, name));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
+    }
+
+    /// Puts a file in the table. The kernel keeps it open until the ring is gone.
+    pub fn register_file(&mut self, index: u32, fd: RawFd) -> io::Result<()> {
+        self.uring.submitter().register_files_update(index, &[fd]).map(drop)
+    }
+
+    /// Registers memory in pieces of at most `piece` bytes; false where the kernel would not.
+    ///
+    /// # Safety
+    /// The memory stays mapped until this is dropped.
+    pub unsafe fn register_buffers(&mut self, start: *mut u8, len: usize, piece: usize) -> bool {
+        let pieces: Vec<libc::iovec> = (0..len)
+            .step_by(piece)
+            .map(|offset| libc::iovec {
+                // SAFETY: offset is inside the buffers.
+                iov_base: unsafe { start.add(offset) }.cast(),
+                iov_len: piece.min(len - offset),
+            })
+            .collect();
+        // SAFETY: the caller keeps the memory mapped.
+        unsafe { self.uring.submitter().register_buffers(&pieces) }.is_ok()
+    }
+
+    /// Submits what is waiting and sleeps until there are `want` completions or a signal came.
+    #[inline]
+    pub fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
+        match self.uring.submit_and_wait(want) {
+            Ok(_) => Ok(()),
+            // To be tried again, no failure. EBUSY: completions must be reaped before more is taken,
+            // which comes next anyway.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds the completions that are there, never more than fit without growing.
+    #[inline]
+    pub fn reap(&mut self, into: &mut Vec<Completion>) {
+        let room = into.capacity() - into.len();
+        into.extend(
+            self.uring
+                .completion()
+                .take(room)
+                .map(|entry| Completion { token: Token::unpack(entry.user_data()), result: entry.result() }),
+        );
+    }
+
+    /// Queues an entry, to be submitted with the next wait.
+    #[inline]
+    pub fn push(&mut self, entry: Entry, token: Token) -> io::Result<()> {
+        let entry = self.prepare(entry).user_data(token.pack());
+        loop {
+            // SAFETY: what an entry points at belongs to a slot (or to the ring itself), and is
+            // neither reused nor unmapped before its completion was reaped.
+            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            self.uring.submit()?;
+        }
+    }
+
+    #[inline]
+    fn prepare(&mut self, entry: Entry) -> squeue::Entry {
+        match entry {
+            Entry::Command { file, opcode, command, address } => {
+                opcode::UringCmd16::new(types::Fixed(file.0), opcode).cmd(command).addr(address).build()
+            }
+            Entry::Read { file, place, offset } => match place.registered {
+                Some(index) => {
+                    opcode::ReadFixed::new(types::Fixed(file.0), place.start, place.len as u32, index)
+                        .offset(offset)
+                        .build()
+                }
+                None => opcode::Read::new(types::Fixed(file.0), place.start, place.len as u32)
+                    .offset(offset)
+                    .build(),
+            },
+            Entry::Write { file, place, offset, durable } => {
+                let flags = if durable { libc::RWF_DSYNC } else { 0 };
+                match place.registered {
+                    Some(index) => {
+                        opcode::WriteFixed::new(types::Fixed(file.0), place.start, place.len as u32, index)
+                            .offset(offset)
+                            .rw_flags(flags)
+                            .build()
+                    }
+                    None => opcode::Write::new(types::Fixed(file.0), place.start, place.len as u32)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build(),
+                }
+            }
+            Entry::SyncData { file } => {
+                opcode::Fsync::new(types::Fixed(file.0)).flags(types::FsyncFlags::DATASYNC).build()
+            }
+            Entry::Allocate { file, mode, offset, len } => {
+                let mode = match mode {
+                    AllocateMode::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                    AllocateMode::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+                };
+                opcode::Fallocate::new(types::Fixed(file.0), len).offset(offset).mode(mode).build()
+            }
+            Entry::Wake => {
+                let counter = std::ptr::from_mut::<u64>(&mut self.wake_counter).cast::<u8>();
+                opcode::Read::new(types::Fd(self.event_fd), counter, 8).build()
+            }
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // Closing a ring gives its files back some time later; a device that is being deleted waits
+        // for that. Nothing was registered where this fails.
+        let _ = self.uring.submitter().unregister_files();
+    }
+}
