@@ -78,6 +78,8 @@ impl Errno {
     pub const EPERM: Errno = Errno(1);
     /// Resource busy.
     pub const EBUSY: Errno = Errno(16);
+    /// Bad address: bytes that cannot be looked at.
+    pub const EFAULT: Errno = Errno(14);
     /// Invalid argument: a range or memory that the device cannot address.
     pub const EINVAL: Errno = Errno(22);
     /// No space left below the device.
@@ -156,6 +158,8 @@ bitflags! {
         const WRITE_ZEROES = 1 << 5;
         /// Seeks cost time; the kernel should order requests.
         const ROTATIONAL = 1 << 6;
+        /// Serves payloads that are hidden: it never looks at the bytes of a read or a write.
+        const HIDDEN_PAYLOAD = 1 << 7;
     }
 }
 

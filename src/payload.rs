@@ -125,13 +125,20 @@ impl SlotState {
 ///
 /// Not `Copy`: who has it is alone with these bytes, apart from operations in flight, and while
 /// one of those holds a byte of the range [`bytes`](Self::bytes) answers EBUSY.
+///
+/// A payload may be hidden: pages of the kernel's that are registered with the ring and that
+/// nobody here can look at (zero copy). Operations of the ring work on it all the same;
+/// [`bytes`](Self::bytes) answers EFAULT. Only a backend that says
+/// [`HIDDEN_PAYLOAD`](crate::io::Capabilities::HIDDEN_PAYLOAD) ever gets one.
 #[derive(Debug)]
 pub struct Payload<'s> {
-    start: NonNull<u8>,
+    /// An address; where it is hidden, the offset in the registered buffer.
+    start: *mut u8,
     len: usize,
     state: &'s SlotState,
     slot: u16,
     registered: Option<u16>,
+    hidden: bool,
     memory: PhantomData<&'s mut [u8]>,
 }
 
@@ -159,7 +166,15 @@ impl<'s> Payload<'s> {
         slot: u16,
         registered: Option<u16>,
     ) -> Payload<'s> {
-        Payload { start, len, state, slot, registered, memory: PhantomData }
+        let start = start.as_ptr();
+        Payload { start, len, state, slot, registered, hidden: false, memory: PhantomData }
+    }
+
+    /// The hidden payload of `slot`: `len` bytes of the registered buffer `index`, from its start.
+    #[inline]
+    pub(crate) fn hidden(len: usize, state: &'s SlotState, slot: u16, index: u16) -> Payload<'s> {
+        let start = std::ptr::null_mut();
+        Payload { start, len, state, slot, registered: Some(index), hidden: true, memory: PhantomData }
     }
 
     /// Length in bytes.
@@ -174,26 +189,37 @@ impl<'s> Payload<'s> {
         self.len == 0
     }
 
-    /// The bytes, to read. EBUSY while an operation in flight holds any of them.
+    /// Whether the bytes cannot be looked at.
+    #[inline]
+    pub fn is_hidden(&self) -> bool {
+        self.hidden
+    }
+
+    /// The bytes, to read. EBUSY while an operation in flight holds any of them, EFAULT where they
+    /// are hidden.
     #[inline]
     pub fn bytes(&self) -> Result<&[u8], Errno> {
         self.claim()?;
-        // SAFETY: `new` promised initialised memory that only this payload reaches; `claim` ruled
-        // out the operations in flight; the borrow of self keeps new ones from starting.
-        Ok(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) })
+        // SAFETY: `claim` ruled out that it is hidden, so `new` promised initialised memory that only
+        // this payload reaches; it also ruled out the operations in flight, and the borrow of self
+        // keeps new ones from starting.
+        Ok(unsafe { std::slice::from_raw_parts(self.start, self.len) })
     }
 
-    /// The bytes, to write. EBUSY while an operation in flight holds any of them.
+    /// The bytes, to write. Errors as for [`bytes`](Self::bytes).
     #[inline]
     pub fn bytes_mut(&mut self) -> Result<&mut [u8], Errno> {
         self.claim()?;
         // SAFETY: as in `bytes`, and the borrow is exclusive.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) })
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.start, self.len) })
     }
 
     #[inline]
     fn claim(&self) -> Result<(), Errno> {
-        let start = self.start.as_ptr() as usize;
+        if self.hidden {
+            return Err(Errno::EFAULT);
+        }
+        let start = self.start as usize;
         if self.state.holds(start, start + self.len) { Err(Errno::EBUSY) } else { Ok(()) }
     }
 
@@ -203,8 +229,8 @@ impl<'s> Payload<'s> {
         if range.start > range.end || range.end > self.len {
             return Err(Errno::EINVAL);
         }
-        // SAFETY: start + range.start is inside the memory, or one past its end.
-        let start = unsafe { self.start.add(range.start) };
+        // Wrapping, since a hidden payload has an offset there and no address.
+        let start = self.start.wrapping_add(range.start);
         Ok(Payload { start, len: range.end - range.start, ..*self })
     }
 
@@ -213,15 +239,14 @@ impl<'s> Payload<'s> {
         if middle > self.len {
             return Err(Errno::EINVAL);
         }
-        // SAFETY: middle is inside the memory, or one past its end.
-        let second = unsafe { self.start.add(middle) };
+        let second = self.start.wrapping_add(middle);
         let len = self.len - middle;
         Ok((Payload { len: middle, ..self }, Payload { start: second, len, ..self }))
     }
 
     #[inline]
     pub(crate) fn place(&self) -> Place {
-        Place { start: self.start.as_ptr(), len: self.len, slot: self.slot, registered: self.registered }
+        Place { start: self.start, len: self.len, slot: self.slot, registered: self.registered }
     }
 
     /// The slot it belongs to.
@@ -269,6 +294,18 @@ mod tests {
         assert_eq!(state.take(taken[5]), None);
         assert_eq!(state.begin(0..0), Some(5));
         assert_eq!(state.in_flight(), OPERATIONS_PER_SLOT);
+    }
+
+    #[test]
+    fn what_is_hidden_cannot_be_looked_at_but_split_and_held() {
+        let state = SlotState::default();
+        let mut hidden = Payload::hidden(4096, &state, 5, 9);
+        assert_eq!(hidden.bytes().unwrap_err(), Errno::EFAULT);
+        assert_eq!(hidden.bytes_mut().unwrap_err(), Errno::EFAULT);
+        let part = hidden.part(512..1024).unwrap();
+        assert!(part.is_hidden() && part.bytes().is_err());
+        let place = part.place();
+        assert_eq!((place.start as usize, place.len, place.registered), (512, 512, Some(9)));
     }
 
     #[test]
