@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::linux::uring::Uring;
+use super::Driver;
 use crate::io::Errno;
 use crate::payload::{OPERATIONS_PER_SLOT, Payload, Place, SlotState};
 use crate::port::remote::{Remote, Ticket};
@@ -94,7 +94,7 @@ pub struct Completion {
 pub struct Ring(Rc<Inner>);
 
 struct Inner {
-    driver: RefCell<Uring>,
+    driver: RefCell<Driver>,
     slots: Box<[SlotState]>,
     remote: Arc<Remote>,
     buffers_registered: Cell<bool>,
@@ -115,7 +115,7 @@ impl Ring {
     /// A ring for a queue with this many slots, made on the thread that will drive it, with the
     /// best set-up this kernel takes.
     pub fn new(slots: u16, remote: Arc<Remote>) -> io::Result<Ring> {
-        let (mut driver, setup) = Uring::new(slots, FILE_TABLE, &remote)?;
+        let (mut driver, setup) = Driver::new(slots, FILE_TABLE, &remote)?;
         driver.push(Entry::Wake, Token::Wake)?;
         Ok(Ring(Rc::new(Inner {
             driver: RefCell::new(driver),

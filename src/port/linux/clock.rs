@@ -2,7 +2,11 @@
 
 use nix::time::{ClockId, clock_gettime};
 
-pub use std::time::{Duration, Instant};
+#[cfg(feature = "sim")]
+pub use crate::port::sim::Instant;
+pub use std::time::Duration;
+#[cfg(not(feature = "sim"))]
+pub use std::time::Instant;
 
 /// A moment by which an answer is due.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +49,10 @@ impl Deadline {
 
 /// Does nothing for a while.
 pub fn sleep(duration: Duration) {
+    #[cfg(feature = "sim")]
+    if crate::port::sim::sleep(duration) {
+        return;
+    }
     std::thread::sleep(duration);
 }
 
