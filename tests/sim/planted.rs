@@ -11,7 +11,7 @@ const PATIENCE: u64 = 300;
 fn found(wishes: Wishes) {
     for seed in 0..PATIENCE {
         if let Some(failure) = scenario::run(seed, wishes).failure {
-            println!("seed {seed} found {wishes:?}: {}", failure.what);
+            eprintln!("seed {seed} found {wishes:?}: {}", failure.what);
             return;
         }
     }
@@ -22,8 +22,8 @@ fn careless(how: Carelessness) {
     found(Wishes { kind: Some(Kind::Careless(how)), ..Wishes::default() });
 }
 
-fn planted(bug: Bug) {
-    found(Wishes { kind: Some(Kind::File), bug: Some(bug) });
+fn planted(kind: Kind, bug: Bug) {
+    found(Wishes { kind: Some(kind), bug: Some(bug) });
 }
 
 /// Without a mistake nothing may be found, or the rest of this proves nothing.
@@ -58,12 +58,12 @@ bugs! {
     an_interrupted_write_acknowledged careless(Carelessness::InterruptedIsDone);
     a_write_at_the_wrong_place careless(Carelessness::Misplaced);
     a_write_that_is_forgotten careless(Carelessness::ForgottenWrite);
-    a_commit_sent_twice planted(Bug::CommitTwice);
-    a_commit_for_another_tag planted(Bug::CommitForAnother);
-    a_commit_lost planted(Bug::CommitLost);
-    a_commit_of_fewer_bytes planted(Bug::CommitShort);
-    a_slot_reused_before_its_completion planted(Bug::SlotReusedEarly);
-    a_descriptor_stride_of_our_own_depth planted(Bug::StrideOfOwnDepth);
-    a_wake_up_lost planted(Bug::WakeUpLost);
-    a_server_that_is_deaf_while_stopping planted(Bug::DeafWhileStopping);
+    a_commit_sent_twice planted(Kind::File, Bug::CommitTwice);
+    a_commit_for_another_tag planted(Kind::File, Bug::CommitForAnother);
+    a_commit_lost planted(Kind::File, Bug::CommitLost);
+    a_commit_of_fewer_bytes planted(Kind::File, Bug::CommitShort);
+    a_slot_reused_before_its_completion planted(Kind::File, Bug::SlotReusedEarly);
+    a_descriptor_stride_of_our_own_depth planted(Kind::File, Bug::StrideOfOwnDepth);
+    a_wake_up_lost planted(Kind::Slow, Bug::WakeUpLost);
+    a_server_that_is_deaf_while_stopping planted(Kind::File, Bug::DeafWhileStopping);
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use blockhaus::backend::blocking::Blocking;
 use blockhaus::backend::{file, ram};
 use blockhaus::engine::ublk::{Device, Options};
 use blockhaus::port::channel::{Receiver, bounded};
@@ -11,6 +12,7 @@ use blockhaus::queue::Stack;
 
 use crate::careless::{Careless, Carelessness};
 use crate::model::Model;
+use crate::slow::Slow;
 use crate::workload::{Habits, Shared};
 
 /// Longer than a healthy server takes for anything, in the world's time.
@@ -21,6 +23,8 @@ const LONG_NS: u64 = 400_000_000_000;
 pub enum Kind {
     Ram,
     File,
+    /// Behind the simple door, on threads of its own.
+    Slow,
     /// A backend of the tests' own on the same disk, which can be careless.
     Careless(Carelessness),
 }
@@ -53,11 +57,14 @@ struct Plan {
     block_size: Option<u32>,
     habits: Habits,
     lives: Vec<(u32, End)>,
+    /// Stop whoever has the disk open.
+    force: bool,
 }
 
 fn plan(seed: u64, wishes: Wishes) -> Plan {
     let mut random = Random::new(seed);
-    let kind = wishes.kind.unwrap_or(if random.chance(250) { Kind::Ram } else { Kind::File });
+    let kind =
+        wishes.kind.unwrap_or(*random.pick(&[Kind::Ram, Kind::Slow, Kind::File, Kind::File, Kind::File]));
     let version = *random.pick(&[608, 612, 614, 616, 618, 700, 702, 703]);
     let kernel = Kernel {
         version,
@@ -99,7 +106,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         in_flight: random.between(1, 24) as usize,
         longest: *random.pick(&[2, 8, 30]),
         flushes: *random.pick(&[20, 80]),
-        discard_zeroes: true,
+        discard_zeroes: kind != Kind::Slow,
         hard_faults: hard,
     };
     let end = |random: &mut Random| match random.below(6) {
@@ -113,9 +120,9 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
     let mut lives: Vec<(u32, End)> =
         (0..random.between(1, 3)).map(|_| (random.between(10, 120) as u32, end(&mut random))).collect();
     // The last one looks at what the others left.
-    lives.push((0, if random.chance(500) { End::Idle } else { End::Busy }));
+    lives.push(if random.chance(500) { (0, End::Idle) } else { (100, End::Busy) });
     let block_size = (!disk.direct).then_some(sector);
-    Plan { config, kind, disk, options, block_size, habits, lives }
+    Plan { config, kind, disk, options, block_size, habits, lives, force: random.chance(600) }
 }
 
 /// Runs a seed.
@@ -126,14 +133,15 @@ pub fn run(seed: u64, wishes: Wishes) -> Outcome {
 
 fn live(world: &World, seed: u64, plan: &Plan) {
     let path = world.add_disk(plan.disk);
-    let block = if plan.kind == Kind::Ram { 512 } else { plan.disk.sector };
+    let block = if matches!(plan.kind, Kind::Ram | Kind::Slow) { 512 } else { plan.disk.sector };
+    let slow = Slow::new(plan.disk.size, seed);
     let model = || Model::new(plan.disk.size, block);
     let workload = Shared::new(seed, plan.habits, model());
     world.set_client(Box::new(workload.clone()));
     let hard = plan.habits.hard_faults;
     for &(requests, end) in &plan.lives {
         workload.lock().begin(requests);
-        let server = Server::start(world, plan, &path);
+        let server = Server::start(world, plan, &path, slow.clone());
         let checked = |world: &World| {
             let found = workload.lock().failure.clone();
             if let Some(what) = found {
@@ -208,14 +216,14 @@ struct Server {
 }
 
 impl Server {
-    fn start(world: &World, plan: &Plan, path: &Path) -> Server {
+    fn start(world: &World, plan: &Plan, path: &Path, slow: Slow) -> Server {
         let (stop, stopped) = bounded(1);
         let end = Arc::new(Mutex::new(None));
-        let (result, kind, options) = (end.clone(), plan.kind, plan.options);
+        let (result, kind, options, force) = (end.clone(), plan.kind, plan.options, plan.force);
         let (size, block_size, path) = (plan.disk.size, plan.block_size, path.to_path_buf());
         let process = world.start(move || {
-            let ended = open(kind, size, block_size, path)
-                .and_then(|stack| serve(stack, &options, &stopped))
+            let ended = open(kind, size, block_size, path, slow)
+                .and_then(|stack| serve(stack, &options, &stopped, force))
                 .map_err(|error| error.to_string());
             *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
         });
@@ -240,6 +248,7 @@ fn open(
     size: u64,
     block_size: Option<u32>,
     path: PathBuf,
+    slow: Slow,
 ) -> blockhaus::error::Result<Arc<dyn Stack>> {
     match kind {
         Kind::Ram => Ok(Arc::new(ram::Ram::new(size, 512, false)?)),
@@ -247,16 +256,21 @@ fn open(
             let options = file::Options { path, block_size, ..file::Options::default() };
             Ok(Arc::new(file::File::open(&options)?))
         }
+        Kind::Slow => Ok(Arc::new(Blocking::new(slow))),
         Kind::Careless(how) => Ok(Arc::new(Careless::open(&path, how)?)),
     }
 }
 
 /// What a server's main thread does.
-fn serve(stack: Arc<dyn Stack>, options: &Options, stopped: &Receiver<()>) -> blockhaus::error::Result<()> {
+fn serve(
+    stack: Arc<dyn Stack>,
+    options: &Options,
+    stopped: &Receiver<()>,
+    force: bool,
+) -> blockhaus::error::Result<()> {
     let device = Device::start(stack, options, &mut |_| Ok(()))?;
     let _ = stopped.recv();
-    let refused = device.stop(true);
-    if refused.is_err() {
+    if force || device.stop(true).is_err() {
         device.stop(false)?;
     }
     device.finish()

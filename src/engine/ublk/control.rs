@@ -53,15 +53,14 @@ impl Control {
         if !availability::load_driver() {
             return Err(availability::missing());
         }
-        let file =
-            node::open(Path::new(availability::CONTROL_PATH)).map_err(|error| {
-                let error = Error::system(format!("cannot open {}", availability::CONTROL_PATH), error);
-                match error.kind() {
-                    Kind::Permission => error.cure("run as root"),
-                    Kind::NotFound => availability::missing(),
-                    _ => error,
-                }
-            })?;
+        let file = node::open(Path::new(availability::CONTROL_PATH)).map_err(|error| {
+            let error = Error::system(format!("cannot open {}", availability::CONTROL_PATH), error);
+            match error.kind() {
+                Kind::Permission => error.cure("run as root"),
+                Kind::NotFound => availability::missing(),
+                _ => error,
+            }
+        })?;
         Ok(Control { file, spare: Mutex::new(None) })
     }
 

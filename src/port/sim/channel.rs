@@ -44,8 +44,8 @@ pub fn bounded<T>(room: usize) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = real::bounded(room);
     let number = current().map(|handle| {
         let mut state = handle.state();
-        state.channels += 1;
-        state.channels
+        state.numbered += 1;
+        state.numbered
     });
     let number = Arc::new(Number(number));
     (Sender { inner: Some(sender), number: number.clone() }, Receiver { inner: Some(receiver), number })

@@ -17,7 +17,7 @@ pub struct CommandRing(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    Linux(linux::CommandRing),
+    Linux(Box<linux::CommandRing>),
     Simulated { waiting: bool },
 }
 
@@ -26,7 +26,7 @@ impl CommandRing {
     pub fn new() -> io::Result<CommandRing> {
         match current() {
             Some(_) => Ok(CommandRing(Kind::Simulated { waiting: false })),
-            None => linux::CommandRing::new().map(|ring| CommandRing(Kind::Linux(ring))),
+            None => linux::CommandRing::new().map(|ring| CommandRing(Kind::Linux(Box::new(ring)))),
         }
     }
 

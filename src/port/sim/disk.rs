@@ -206,7 +206,11 @@ impl State {
     }
 
     pub fn lose_power(&mut self, disk: usize, how: PowerLoss) {
-        self.note("power lost", [disk as u64, how as u64, 0, 0]);
+        let unflushed = self.disks[disk].dirty.len() as u64;
+        self.note("power lost", [disk as u64, how as u64, unflushed, 0]);
+        if unflushed > 0 {
+            self.note("unflushed at power loss", [unflushed, 0, 0, 0]);
+        }
         let random = &mut self.random;
         self.disks[disk].lose_power(how, random);
     }
@@ -226,8 +230,8 @@ impl State {
 
     /// An operation came into a ring.
     pub fn operate(&mut self, ring: usize, disk: usize, entry: Entry, token: Token) {
-        self.channels += 1;
-        let number = self.channels;
+        self.numbered += 1;
+        let number = self.numbered;
         let (offset, len) = range(&entry).unwrap_or((0, 0));
         self.note("operation", [number, offset, len as u64, kind_of(&entry)]);
         let shape = self.disks[disk].shape;
@@ -288,7 +292,9 @@ impl State {
         let random = &mut self.random;
         let disk = &mut self.disks[operation.disk];
         if random.chance(faults.interrupted) {
-            return -*random.pick(&[libc::EINTR, libc::EAGAIN]);
+            let errno = *random.pick(&[libc::EINTR, libc::EAGAIN]);
+            self.note("disk interrupted", [number, errno as u64, 0, 0]);
+            return -errno;
         }
         let sector = disk.shape.sector;
         let error = match operation.entry {
@@ -332,7 +338,17 @@ impl State {
             }
             Entry::Command { .. } | Entry::Wake => 0,
         };
-        error.map_or(result, |error| -error)
+        match (error, short) {
+            (Some(errno), _) => {
+                self.note("disk error", [number, errno as u64, done as u64, 0]);
+                -errno
+            }
+            (None, true) => {
+                self.note("disk short", [number, result as u64, 0, 0]);
+                result
+            }
+            (None, false) => result,
+        }
     }
 
     /// A process is gone: what it had under way has happened or not.
@@ -343,9 +359,11 @@ impl State {
             if begun
                 && let Some(operation) = self.operations.remove(&number)
                 && operation.result.is_none()
-                && self.random.chance(500)
             {
-                self.carry_out(number, &operation);
+                self.note("operation of the dead", [number, 0, 0, 0]);
+                if self.random.chance(500) {
+                    self.carry_out(number, &operation);
+                }
             }
         }
     }

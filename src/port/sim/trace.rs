@@ -1,6 +1,6 @@
 //! What happened: a hash of all of it, and the words of the last of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
 /// Lines that are kept for the report of a failure.
@@ -19,11 +19,12 @@ pub(super) struct Trace {
     hash: u64,
     lines: u64,
     last: VecDeque<Line>,
+    counts: BTreeMap<&'static str, u64>,
 }
 
 impl Trace {
     pub fn new() -> Trace {
-        Trace { hash: 0, lines: 0, last: VecDeque::with_capacity(KEPT) }
+        Trace { hash: 0, lines: 0, last: VecDeque::with_capacity(KEPT), counts: BTreeMap::new() }
     }
 
     fn mix(&mut self, word: u64) {
@@ -38,6 +39,7 @@ impl Trace {
         self.bytes(what.as_bytes());
         numbers.into_iter().for_each(|number| self.mix(number));
         self.lines += 1;
+        *self.counts.entry(what).or_default() += 1;
         if self.last.len() == KEPT {
             self.last.pop_front();
         }
@@ -59,6 +61,11 @@ impl Trace {
 
     pub fn lines(&self) -> u64 {
         self.lines
+    }
+
+    /// How often each thing happened.
+    pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
+        &self.counts
     }
 
     /// The last lines, for a person.

@@ -69,6 +69,8 @@ pub struct Outcome {
     pub hash: u64,
     /// How much happened.
     pub lines: u64,
+    /// How often each thing happened, by its name in the trace.
+    pub counts: BTreeMap<&'static str, u64>,
     /// How long it took in the world's own time.
     pub took_ns: u64,
     /// Why it failed, if it did.
@@ -102,7 +104,8 @@ pub(super) struct State {
     ended: bool,
     processes: Vec<ProcessState>,
     waiting: BTreeMap<Waiting, Vec<ThreadId>>,
-    pub channels: u64,
+    /// Channels and operations that there have been.
+    pub numbered: u64,
     pub files: Files,
     pub rings: Vec<RingState>,
     /// Which ring an eventfd wakes.
@@ -229,7 +232,7 @@ impl World {
             ended: false,
             processes: vec![ProcessState { dead: false, threads: 0 }],
             waiting: BTreeMap::new(),
-            channels: 0,
+            numbered: 0,
             files: Files::default(),
             rings: Vec::new(),
             wakes: BTreeMap::new(),
@@ -266,6 +269,7 @@ impl World {
         Outcome {
             hash: state.trace.hash(),
             lines: state.trace.lines(),
+            counts: state.trace.counts().clone(),
             took_ns: state.schedule.now_ns,
             failure: state.failure.take(),
         }

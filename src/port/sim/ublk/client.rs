@@ -15,8 +15,8 @@ impl State {
             matches!(device.life, Life::Live | Life::Syncing | Life::Draining | Life::Aborting)
         });
         let Some(mut client) = self.client.take() else { return };
-        while usable {
-            match client.next() {
+        while let Some(next) = usable.then(|| client.next()) {
+            match next {
                 Next::Request(request) => self.request(device, request),
                 Next::Wait(after) => {
                     self.schedule.after(after, Event::Client(device));
@@ -45,6 +45,9 @@ impl State {
         };
         let waits = result.is_none();
         self.driver.requests.insert(key, InFlight { request, device: id, result, delivered: false });
+        if refused {
+            self.note("request refused", [key, 0, 0, 0]);
+        }
         if waits {
             if let Some(device) = self.driver.devices.get_mut(&id) {
                 device.queues[usize::from(queue)].waiting.push_back(key);
@@ -82,9 +85,8 @@ impl State {
         loop {
             let Some(device) = self.driver.devices.get_mut(&id) else { return };
             let queue = &mut device.queues[usize::from(number)];
-            let free: Vec<usize> = (0..queue.tags.len())
-                .filter(|&tag| queue.tags[tag].state == TagState::Fetched)
-                .collect();
+            let free: Vec<usize> =
+                (0..queue.tags.len()).filter(|&tag| queue.tags[tag].state == TagState::Fetched).collect();
             if free.is_empty() {
                 return;
             }

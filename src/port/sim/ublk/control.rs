@@ -54,9 +54,15 @@ impl State {
         self.note("control", [number, u64::from(opcode & 0xff), header.dev_id.into(), header.len.into()]);
         let asks = matches!(
             opcode,
-            cmd::GET_FEATURES | cmd::GET_DEV_INFO | cmd::GET_PARAMS | cmd::GET_QUEUE_AFFINITY | cmd::SET_PARAMS
+            cmd::GET_FEATURES
+                | cmd::GET_DEV_INFO
+                | cmd::GET_PARAMS
+                | cmd::GET_QUEUE_AFFINITY
+                | cmd::SET_PARAMS
         );
-        if !(asks && self.random.chance(self.driver.kernel.lost_commands)) {
+        if asks && self.random.chance(self.driver.kernel.lost_commands) {
+            self.note("control lost", [number, 0, 0, 0]);
+        } else {
             let after = self.latency();
             self.schedule.after(after, Event::Control(number));
         }
@@ -121,8 +127,9 @@ impl State {
             cmd::GET_PARAMS => {
                 let params = self.driver.device(id).and_then(|device| device.params);
                 // SAFETY: Params is plain numbers without padding (asserted in uapi).
-                let bytes = params
-                    .map(|params| unsafe { std::mem::transmute::<Params, [u8; size_of::<Params>()]>(params) });
+                let bytes = params.map(|params| unsafe {
+                    std::mem::transmute::<Params, [u8; size_of::<Params>()]>(params)
+                });
                 bytes.map_or_else(|| no(libc::EINVAL), |bytes| self.give(header, &bytes))
             }
             cmd::GET_QUEUE_AFFINITY => {
@@ -138,6 +145,7 @@ impl State {
                 let Some(device) = self.driver.device(id) else { return no(libc::ENODEV) };
                 if device.busy > 0 {
                     device.busy -= 1;
+                    self.note("stop refused", [id.into(), 0, 0, 0]);
                     return no(libc::EBUSY);
                 }
                 self.stop_device(number, id)

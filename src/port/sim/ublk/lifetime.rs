@@ -32,6 +32,7 @@ impl State {
                 return Err(io::ErrorKind::NotFound.into());
             }
             if udev && self.random.chance(300) {
+                self.note("node refused", [id.into(), 0, 0, 0]);
                 return Err(io::Error::from_raw_os_error(*self.random.pick(&[libc::EBUSY, libc::EACCES])));
             }
             let file = self.files.open(path, true)?;
@@ -107,6 +108,9 @@ impl State {
     /// STOP_DEV: who uses the disk writes back what it has, and is then refused.
     pub(super) fn begin_stop(&mut self, id: u32) {
         let Some(life) = self.driver.device(id).map(|device| device.life) else { return };
+        if self.driver.requests.values().any(|request| request.device == id && request.result.is_none()) {
+            self.note("stop while busy", [id.into(), 0, 0, 0]);
+        }
         self.note("stop", [id.into(), 0, 0, 0]);
         match life {
             Life::Syncing => {
@@ -162,8 +166,7 @@ impl State {
     fn references(&self, id: u32) -> bool {
         let object = Object::Device(id);
         let open = |fd: &i32| object_of(&self.files, *fd) == Some(object);
-        let registered =
-            self.rings.iter().any(|ring| !ring.closed && ring.files.contains(&Some(object)));
+        let registered = self.rings.iter().any(|ring| !ring.closed && ring.files.contains(&Some(object)));
         registered || self.driver.devices.get(&id).is_some_and(|device| device.opened.iter().any(open))
     }
 
@@ -180,11 +183,15 @@ impl State {
     pub fn server_died(&mut self, process: usize) {
         let ids: Vec<u32> = self.driver.devices.keys().copied().collect();
         for id in ids {
-            let requests: Vec<u64> = self.driver.requests.iter()
+            let requests: Vec<u64> = self
+                .driver
+                .requests
+                .iter()
                 .filter(|(_, request)| request.device == id && request.result.is_none())
                 .map(|(&key, _)| key)
                 .collect();
             for key in requests {
+                self.note("request of the dead", [key, 0, 0, 0]);
                 self.finish(key, Err(libc::EIO));
             }
             self.note("orphan", [id.into(), process as u64, 0, 0]);

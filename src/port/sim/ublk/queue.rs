@@ -116,7 +116,12 @@ impl State {
                     return self.broken(ring, token, libc::EBUSY, why);
                 }
                 if command.addr == 0 {
-                    return self.broken(ring, token, libc::EINVAL, format!("{who} was fetched without a buffer"));
+                    return self.broken(
+                        ring,
+                        token,
+                        libc::EINVAL,
+                        format!("{who} was fetched without a buffer"),
+                    );
                 }
             }
             io_cmd::COMMIT_AND_FETCH_REQ => {
