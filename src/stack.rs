@@ -212,7 +212,7 @@ mod tests {
         assert!(error("RAM:1G").contains("did you mean ram?"));
         let text = error("quantum:1G");
         assert!(!text.contains("did you mean") && text.contains("null, ram, file"), "{text}");
-        assert!(error("null:1G,size=1").contains("null takes no keys"));
+        assert!(error("null:1G,size=1").contains("its keys are zero-copy"));
     }
 
     #[test]

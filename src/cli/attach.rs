@@ -57,6 +57,16 @@ pub(super) struct Arguments {
     #[arg(long)]
     no_partition_scan: bool,
 
+    /// How the bytes travel between the kernel and the server: auto, copy, user-copy, get-data,
+    /// zero-copy or auto-buf. auto takes what is best for this kernel and this disk, and status
+    /// says why.
+    #[arg(long, value_name = "PATH", default_value = "auto")]
+    data_path: String,
+
+    /// Leave only so many tags a place in the table of buffers (for tests of the fallback).
+    #[arg(long, value_name = "N", hide = true)]
+    test_registered_tags: Option<u16>,
+
     /// Serve the disk in this process, until it is detached or gets SIGTERM or SIGINT. The signal
     /// is refused while the disk is in use; a second one forces.
     #[arg(long)]
@@ -141,7 +151,14 @@ fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
     }
     let block_size = arguments.block_size.as_deref().map(block_size).transpose()?;
     let open = OpenOptions { read_only: arguments.read_only, block_size };
-    let options = Options { id: arguments.id, queues, depth, partition_scan: !arguments.no_partition_scan };
+    let options = Options {
+        id: arguments.id,
+        queues,
+        depth,
+        partition_scan: !arguments.no_partition_scan,
+        data_path: arguments.data_path.parse()?,
+        registered_tags: arguments.test_registered_tags,
+    };
     Ok((open, options))
 }
 

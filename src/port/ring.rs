@@ -168,6 +168,11 @@ impl Ring {
         registered
     }
 
+    /// A table of `count` empty places for buffers that a driver registers.
+    pub fn register_buffer_table(&self, count: u16) -> io::Result<()> {
+        self.0.driver.borrow_mut().register_buffer_table(count)
+    }
+
     /// Index of the registered buffer that covers `len` bytes at `offset` of the queue's buffers.
     pub fn registered_index(&self, offset: usize, len: usize) -> Option<u16> {
         let first = offset / REGISTERED_BUFFER_MAX;
@@ -193,10 +198,18 @@ impl Ring {
         self.0.driver.borrow_mut().reap(into);
     }
 
-    /// A command of the front end: an opcode of a driver on a registered file.
+    /// A command of the front end: an opcode of a driver on a registered file, its 16 bytes, and
+    /// what some commands carry in the entry's `addr`.
     #[inline]
-    pub fn command(&self, file: FixedFile, opcode: u32, command: [u8; 16], number: u32) -> io::Result<()> {
-        self.push(Entry::Command { file, opcode, command, address: None }, Token::Front(number))
+    pub fn command(
+        &self,
+        file: FixedFile,
+        opcode: u32,
+        command: [u8; 16],
+        address: Option<u64>,
+        number: u32,
+    ) -> io::Result<()> {
+        self.push(Entry::Command { file, opcode, command, address }, Token::Front(number))
     }
 
     #[inline]

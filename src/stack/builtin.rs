@@ -22,11 +22,17 @@ fn null_type() -> SpecType {
         name: "null",
         argument: "SIZE",
         about: "A disk without contents, for benchmarks: writes are thrown away, what a read returns is undefined.",
-        keys: Vec::new(),
+        keys: vec![Key {
+            name: "zero-copy",
+            values: "yes|no",
+            about: "Allow data paths without a copy. A read then returns what the kernel's pages held before, \
+                    which can be anybody's data: for a machine of your own (no).",
+        }],
         open: Box::new(|spec, options| {
             let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
             let size = whole_blocks(spec, spec.size_arg("null:1G")?, block_size)?;
-            Ok(erase(null::Null::new(size, block_size), options))
+            let zero_copy = spec.flag("zero-copy")?.unwrap_or(false);
+            Ok(erase(null::Null::new(size, block_size, zero_copy), options))
         }),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::{Created, Direct, File, Options};
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
-use crate::io::{Capabilities, Errno, Geometry};
+use crate::io::{Capabilities, Errno, Geometry, SegmentLimits};
 use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::file::{self, DirectAlignment, FileKind, How};
 
@@ -15,6 +15,9 @@ use crate::port::file::{self, DirectAlignment, FileKind, How};
 const UDEV_LOCK: Duration = Duration::from_secs(2);
 /// Pause between two tries.
 const RETRY: Duration = Duration::from_millis(20);
+
+/// Shortest piece of memory that a limit may force: a page of the smallest kind.
+const SMALLEST_SEGMENT: u32 = 4096;
 
 /// A file that was opened and locked, and whether past the page cache.
 struct Opened {
@@ -50,7 +53,8 @@ pub(super) fn open(options: &Options) -> Result<File> {
         Some(granularity) if !options.read_only => granularity.max(logical_block_size),
         _ => 0,
     };
-    let mut capabilities = Capabilities::empty();
+    // Everything it does with data, it lets the kernel do.
+    let mut capabilities = Capabilities::HIDDEN_PAYLOAD;
     if !options.read_only {
         capabilities |= Capabilities::WRITE
             | Capabilities::VOLATILE_CACHE
@@ -69,10 +73,30 @@ pub(super) fn open(options: &Options) -> Result<File> {
         physical_block_size: physical.max(logical_block_size),
         memory_alignment: direct.map_or(1, |needed| needed.memory),
         discard_granularity,
+        // Through the page cache the disk below sees other requests than ours.
+        max_io_size: longest_request(&metadata).filter(|_| direct.is_some()).unwrap_or(1 << 20),
+        segments: direct.and_then(|_| segment_limits(&metadata)),
         ..Geometry::plain(size)
     };
     let created = Mutex::new(created);
     Ok(File { file, path: path.to_path_buf(), geometry, capabilities, notes, created })
+}
+
+/// Longest request that the disk below takes whole, in bytes.
+fn longest_request(metadata: &Metadata) -> Option<u32> {
+    let kibibytes = file::queue_limit(metadata, "max_sectors_kb")?;
+    u32::try_from(kibibytes.checked_mul(1024)?).ok().filter(|&bytes| bytes >= SMALLEST_SEGMENT)
+}
+
+/// Into how few pieces of memory, and how long ones, the disk below wants a request to fall.
+fn segment_limits(metadata: &Metadata) -> Option<SegmentLimits> {
+    let limit = |name| file::queue_limit(metadata, name);
+    let max_size = u32::try_from(limit("max_segment_size")?).unwrap_or(u32::MAX);
+    let max_count = u16::try_from(limit("max_segments")?).unwrap_or(u16::MAX);
+    if max_size < SMALLEST_SEGMENT || max_count == 0 {
+        return None;
+    }
+    Some(SegmentLimits { boundary_mask: u64::from(u32::MAX), max_size, max_count })
 }
 
 fn what(path: &Path) -> String {

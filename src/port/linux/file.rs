@@ -177,6 +177,16 @@ pub fn queue_limit(metadata: &std::fs::Metadata, name: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
+/// Reads all of `bytes` from `offset`; where there are fewer, it is an error (UnexpectedEof).
+pub fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(bytes, offset)
+}
+
+/// Writes all of `bytes` to `offset`.
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset)
+}
+
 /// fdatasync(2), where no ring is.
 pub fn sync_data(file: &File) -> io::Result<()> {
     file.sync_data()

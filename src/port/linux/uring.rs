@@ -79,6 +79,11 @@ impl Uring {
         unsafe { self.uring.submitter().register_buffers(&pieces) }.is_ok()
     }
 
+    /// A table of `count` empty places for buffers.
+    pub fn register_buffer_table(&mut self, count: u16) -> io::Result<()> {
+        self.uring.submitter().register_buffers_sparse(u32::from(count))
+    }
+
     /// Submits what is waiting and sleeps until there are `want` completions or a signal came.
     #[inline]
     pub fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {

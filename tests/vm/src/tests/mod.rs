@@ -16,6 +16,7 @@ mod features;
 mod life;
 mod memory;
 mod none;
+mod paths;
 mod shutdown;
 
 pub use cells::inner as on_device;
@@ -51,7 +52,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 13] = [
+const AREAS: [&[Entry]; 14] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -60,6 +61,7 @@ const AREAS: [&[Entry]; 13] = [
     busy::TESTS,
     shutdown::TESTS,
     crash::TESTS,
+    paths::TESTS,
     bad::TESTS,
     bad_holders::TESTS,
     enospc::TESTS,
