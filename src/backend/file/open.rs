@@ -68,14 +68,15 @@ pub(super) fn open(options: &Options) -> Result<File> {
     if file::queue_limit(&metadata, "rotational") == Some(1) {
         capabilities |= Capabilities::ROTATIONAL;
     }
+    // Through the page cache the disk below sees other requests than ours.
+    let is_limited = direct.is_some() && file::splits_requests(&metadata);
     let geometry = Geometry {
         logical_block_size,
         physical_block_size: physical.max(logical_block_size),
         memory_alignment: direct.map_or(1, |needed| needed.memory),
         discard_granularity,
-        // Through the page cache the disk below sees other requests than ours.
-        max_io_size: longest_request(&metadata).filter(|_| direct.is_some()).unwrap_or(1 << 20),
-        segments: direct.and_then(|_| segment_limits(&metadata)),
+        max_io_size: longest_request(&metadata).filter(|_| is_limited).unwrap_or(1 << 20),
+        segments: segment_limits(&metadata).filter(|_| is_limited),
         ..Geometry::plain(size)
     };
     let created = Mutex::new(created);
