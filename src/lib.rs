@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod filter;
 pub mod holders;
 pub mod io;
 pub mod payload;

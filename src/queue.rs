@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use crate::backend::dynamic::Dynamic;
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
 use crate::io::{Admission, Capabilities, Errno, Geometry, Io, IoResult, Op};
@@ -90,6 +91,8 @@ pub trait Stack: Send + Sync {
     fn close(&self) -> Result<()>;
     /// Serves one queue on this thread until its front end has finished.
     fn serve(&self, context: &QueueContext<'_>, buffers: &Buffers, front: &mut dyn FrontEnd) -> Result<()>;
+    /// As a backend, for a filter to stand on.
+    fn into_backend(self: Arc<Self>) -> Dynamic;
 }
 
 impl<B: Backend> Stack for B {
@@ -146,6 +149,10 @@ impl<B: Backend> Stack for B {
         let result = turns.run();
         turns.drain();
         result
+    }
+
+    fn into_backend(self: Arc<Self>) -> Dynamic {
+        Dynamic::new(self)
     }
 }
 
@@ -301,11 +308,13 @@ where
     #[inline]
     fn advance(&mut self, number: u16) -> Result<()> {
         let slot = &mut self.slots.slots[usize::from(number)];
-        if let Some(task) = slot.task.as_mut().as_pin_mut()
-            && let Poll::Ready(result) = task.poll(&mut Context::from_waker(&slot.waker))
-        {
-            slot.task.set(None);
-            slot.result = Some(result);
+        while let Some(task) = slot.task.as_mut().as_pin_mut() {
+            if let Poll::Ready(result) = task.poll(&mut Context::from_waker(&slot.waker)) {
+                slot.task.set(None);
+                slot.result = Some(result);
+            } else if !self.ring.slot(number).can_go_on() {
+                break;
+            }
         }
         if let Some(result) = slot.result
             && self.ring.slot(number).in_flight() == 0

@@ -32,6 +32,11 @@ pub(super) struct Arguments {
     /// What the disk is made of: a type, an argument, and keys with values, as listed below.
     spec: String,
 
+    /// Put a filter on the disk, as listed below. Given several times, the first is nearest to the
+    /// client and the last nearest to the disk.
+    #[arg(long = "filter", value_name = "NAME,KEY=VALUE")]
+    filters: Vec<String>,
+
     /// Ask for this id, N of /dev/ublkbN. Without it the kernel takes the lowest free one.
     #[arg(long, value_name = "N")]
     id: Option<u32>,
@@ -91,6 +96,7 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable, background: bool) -> 
     // What is wrong with the command line is found before a process is started for it.
     options(&arguments)?;
     table.check(&arguments.spec.parse()?)?;
+    filters(&arguments)?.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;
     match background::start(signals)? {
         background::Outcome::Ready(ready) => print(&ready, arguments.json).map(|()| ExitCode::SUCCESS),
         background::Outcome::Interrupted(signal) => Ok(ExitCode::from(signal.exit_status())),
@@ -121,8 +127,14 @@ fn plan(arguments: &Arguments, table: &SpecTable) -> Result<Plan> {
     let (open, options) = options(arguments)?;
     let spec: Spec = arguments.spec.parse()?;
     let notes = sandbox::prepare();
-    let stack = table.open(&spec, &open)?;
-    Ok(Plan { spec: spec.to_string(), stack, options, notes })
+    let filters = filters(arguments)?;
+    let stack = table.open_with(&spec, &filters, &open)?;
+    let spec = filters.iter().fold(spec.to_string(), |text, filter| format!("{text} --filter {filter}"));
+    Ok(Plan { spec, stack, options, notes })
+}
+
+fn filters(arguments: &Arguments) -> Result<Vec<Spec>> {
+    arguments.filters.iter().map(|filter| Spec::filter(filter)).collect()
 }
 
 /// What the numbers of the command line mean, all of them checked.
@@ -150,7 +162,7 @@ fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
             .cure("leave --id out for the lowest free one"));
     }
     let block_size = arguments.block_size.as_deref().map(block_size).transpose()?;
-    let open = OpenOptions { read_only: arguments.read_only, block_size };
+    let open = OpenOptions { read_only: arguments.read_only, block_size, engine_unit: None };
     let options = Options {
         id: arguments.id,
         queues,

@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use super::linux::uring::Uring;
 use crate::io::Errno;
 use crate::payload::{OPERATIONS_PER_SLOT, Payload, Place, SlotState};
+use crate::port::clock;
 use crate::port::remote::{Remote, Ticket};
 
 /// Files that can be registered with one ring.
@@ -22,6 +23,12 @@ const FILE_TABLE: u32 = 16;
 
 /// Longest registered buffer the kernel takes (io_uring/rsrc.c).
 const REGISTERED_BUFFER_MAX: usize = 1 << 30;
+
+/// Longest time in nanoseconds that one timer is set to: a queue that fails waits for it.
+const LONGEST_TIMER: u64 = 500_000_000;
+
+/// ETIME: how a timer ends.
+const TIMER_EXPIRED: Errno = Errno::new(62);
 
 /// A file known to the ring by its index in the table of registered files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +47,8 @@ pub(super) enum Entry {
     SyncData { file: FixedFile },
     /// fallocate(2).
     Allocate { file: FixedFile, mode: AllocateMode, offset: u64, len: u64 },
+    /// Completes when so many nanoseconds have passed.
+    Timeout { nanoseconds: u64 },
     /// Completes when another thread has left a message.
     Wake,
 }
@@ -259,6 +268,30 @@ impl Ring {
         len: u64,
     ) -> Operation<'a> {
         Operation::new(self, payload, Work::Entry(Entry::Allocate { file, mode, offset, len }))
+    }
+
+    /// What the clock that timers go by says, in nanoseconds from some moment on. It never goes back.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        clock::monotonic_nanoseconds()
+    }
+
+    /// Waits until [`now`](Self::now) says `until`, as an operation of the payload's slot that touches
+    /// no byte of it.
+    pub async fn sleep_until(&self, payload: &Payload<'_>, until: u64) -> Result<(), Errno> {
+        loop {
+            let left = until.saturating_sub(self.now());
+            if left == 0 {
+                return Ok(());
+            }
+            let nanoseconds = left.min(LONGEST_TIMER);
+            let mut timer = Operation::new(self, payload, Work::Entry(Entry::Timeout { nanoseconds }));
+            timer.memory = (0, 0);
+            match timer.await {
+                Ok(_) | Err(TIMER_EXPIRED | Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
     }
 
     /// Hands the bytes to another thread: `start` gets a [`Ticket`] and passes it on, without
