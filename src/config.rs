@@ -357,7 +357,7 @@ mod tests {
             arg in "[^\u{0}]{0,20}",
             options in proptest::collection::btree_map("[a-z][a-z0-9_-]{0,6}", "[^\u{0}]{0,12}", 0..4),
         ) {
-            let spec = Spec { kind, arg, options: options.into_iter().collect() };
+            let spec = Spec { kind, arg, options: options.into_iter().collect(), noun: Noun::Spec };
             prop_assert_eq!(spec.to_string().parse::<Spec>().unwrap(), spec);
         }
 
