@@ -5,7 +5,7 @@
 //! [`Dynamic`](crate::backend::dynamic::Dynamic) backend.
 //!
 //! Every filter folds the capabilities and the shape of what is below into its own: what it cannot
-//! keep, it takes away. `docs/filters.md` says what becomes of what a write means.
+//! keep, it takes away. `docs/durability.md` says what becomes of what a write means.
 
 pub mod blocksize;
 pub mod fault;

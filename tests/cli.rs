@@ -97,6 +97,12 @@ fn bad_input_names_the_thing_and_the_cure() {
         (&["attach", "ram:64K", "--queues", "0"], &["0 queues"]),
         (&["attach", "ram:64K", "--queues", "60000"], &["60000 queues", "CPUs", "--queues "]),
         (&["attach", "ram:64K", "--id", "4000000000"], &["4000000000", "1048575"]),
+        (&["attach", "ram:64K", "--filter", "trottle,iops=5"], &["trottle", "did you mean throttle?"]),
+        (&["attach", "ram:64K", "--filter", "throttle,ipos=5"], &["ipos", "did you mean iops?"]),
+        (
+            &["attach", "ram:64K", "--filter", "log", "--filter", "offset:4K"],
+            &["offset:4K", "offset[,start="],
+        ),
         (&["attach", "file:/nowhere/at-all"], &["/nowhere/at-all"]),
         (&["attach", "file:/tmp"], &["/tmp"]),
         (&["attach", "file:x,direct=perhaps"], &["perhaps", "auto, yes, no"]),

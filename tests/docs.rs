@@ -14,18 +14,28 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The page's text around the table is written by hand; the table is the program's own.
+/// The page's text around the tables is written by hand; the tables are the program's own.
 #[test]
-fn the_table_of_specs_is_the_programs() {
-    let page = read("docs/specs.md");
-    let table = SpecTable::builtin().markdown();
-    let start = page.find("| spec |").expect("the page has the table");
-    let end = page[start..].find("\n\n").map_or(page.len(), |end| start + end + 1);
-    if std::env::var_os("BLESS").is_some() {
-        let blessed = format!("{}{table}{}", &page[..start], &page[end..]);
-        return fs::write(root().join("docs/specs.md"), blessed).expect("the page can be written");
+fn the_tables_of_specs_and_filters_are_the_programs() {
+    let mut page = read("docs/specs.md");
+    let tables = [
+        ("| spec |", SpecTable::builtin().markdown()),
+        ("| filter |", SpecTable::builtin().filters_markdown()),
+    ];
+    for (head, table) in tables {
+        let start = page.find(head).unwrap_or_else(|| panic!("the page has no table {head}"));
+        let end = page[start..].find("\n\n").map_or(page.len(), |end| start + end + 1);
+        if std::env::var_os("BLESS").is_some() {
+            page.replace_range(start..end, &table);
+            fs::write(root().join("docs/specs.md"), &page).expect("the page can be written");
+            continue;
+        }
+        assert_eq!(
+            &page[start..end],
+            table,
+            "run `BLESS=1 cargo test --test docs` and look at the difference"
+        );
     }
-    assert_eq!(&page[start..end], table, "run `BLESS=1 cargo test --test docs` and look at the difference");
 }
 
 /// Every line of the README and the guides that starts with `$ blockhaus VERB` names a verb and

@@ -43,6 +43,8 @@ pub struct Options {
     pub read_only: bool,
     /// Logical block size; by default what direct I/O on the file demands, at least 512.
     pub block_size: Option<u32>,
+    /// Leave out what lies behind the last whole block, instead of refusing such a file.
+    pub round_down: bool,
 }
 
 /// A disk in a file.

@@ -91,7 +91,8 @@ impl<B: Backend> Backend for Stripe<B> {
         };
         let of_some = Capabilities::VOLATILE_CACHE | Capabilities::ROTATIONAL;
         let some = all().fold(Capabilities::empty(), |some, one| some | (one & of_some));
-        let mut folded = all().fold(Capabilities::all(), |folded, one| folded & one) - of_some | some;
+        let mut folded = all().fold(Capabilities::all(), |folded, one| folded & one);
+        folded = (folded - of_some) | some;
         folded.set(Capabilities::FUA, some.contains(Capabilities::VOLATILE_CACHE) && all().all(durable));
         folded
     }

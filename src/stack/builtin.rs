@@ -8,6 +8,7 @@ use super::{Key, OpenOptions, SpecType};
 use crate::backend::{Backend, file, null, ram};
 use crate::config::{Spec, human_size};
 use crate::error::{Error, Result};
+use crate::io::SECTOR_SIZE;
 use crate::queue::Stack;
 
 /// The block size of a disk that has no reason for another one.
@@ -88,6 +89,8 @@ fn file_type() -> SpecType {
                 direct: direct.unwrap_or(file::Direct::Auto),
                 read_only: options.read_only,
                 block_size: options.block_size,
+                // Only an engine that shows sizes in bytes can have clients who expect an odd one.
+                round_down: options.engine_unit.is_some_and(|unit| u64::from(unit) < SECTOR_SIZE),
             })?))
         }),
     }

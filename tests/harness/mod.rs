@@ -156,12 +156,12 @@ struct TestFront<'a> {
     numbers: Vec<usize>,
 }
 
-/// The start of a slot's buffer.
-pub fn slot_bytes(buffers: &Buffers, slot: u16, len: usize) -> &mut [u8] {
+/// The start of a slot's buffer, for the front end whose slot it is.
+fn with_slot<T>(buffers: &Buffers, slot: u16, len: usize, body: impl FnOnce(&mut [u8]) -> T) -> T {
     assert!(len <= MAX_IO as usize);
     // SAFETY: the buffer has MAX_IO bytes, and the slot is the front end's: before its request is
     // begun, or after all of its operations have ended.
-    unsafe { std::slice::from_raw_parts_mut(buffers.address(slot) as *mut u8, len) }
+    body(unsafe { std::slice::from_raw_parts_mut(buffers.address(slot) as *mut u8, len) })
 }
 
 impl FrontEnd for TestFront<'_> {
@@ -181,8 +181,10 @@ impl FrontEnd for TestFront<'_> {
         };
         self.numbers[usize::from(slot)] = number;
         match request.op {
-            Op::Write => slot_bytes(self.buffers, slot, request.data.len()).copy_from_slice(&request.data),
-            Op::Read => slot_bytes(self.buffers, slot, request.len as usize).fill(0xee),
+            Op::Write => with_slot(self.buffers, slot, request.data.len(), |bytes| {
+                bytes.copy_from_slice(&request.data);
+            }),
+            Op::Read => with_slot(self.buffers, slot, request.len as usize, |bytes| bytes.fill(0xee)),
             _ => {}
         }
         let Request { op, flags, offset, len, .. } = request;
@@ -191,7 +193,7 @@ impl FrontEnd for TestFront<'_> {
 
     fn complete(&mut self, _ring: &Ring, io: &Io, result: IoResult) -> Result<()> {
         let data = match io.op {
-            Op::Read => slot_bytes(self.buffers, io.slot, io.len as usize).to_vec(),
+            Op::Read => with_slot(self.buffers, io.slot, io.len as usize, |bytes| bytes.to_vec()),
             _ => Vec::new(),
         };
         let number = self.numbers[usize::from(io.slot)];

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::{Created, Direct, File, Options};
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
-use crate::io::{Capabilities, Errno, Geometry, SegmentLimits};
+use crate::io::{Capabilities, Errno, Geometry, SECTOR_SIZE, SegmentLimits};
 use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::file::{self, DirectAlignment, FileKind, How};
 
@@ -40,16 +40,17 @@ pub(super) fn open(options: &Options) -> Result<File> {
     })?;
     let kind = check_kind(path, &metadata)?;
     let Opened { file, direct } = open_locked(options, kind, &mut notes)?;
-    let size = settle_size(&file, options, kind, created.is_some(), &mut notes)?;
-    let logical_block_size =
-        options.block_size.unwrap_or(direct.map_or(512, |needed| needed.offset.max(512)));
-    check_size(path, size, logical_block_size)?;
+    let file_size = settle_size(&file, options, kind, created.is_some(), &mut notes)?;
+    // Where direct I/O was insisted on, its blocks may be larger than those that were asked for.
+    let needed = direct.map_or(512, |needed| needed.offset.max(512));
+    let logical_block_size = options.block_size.map_or(needed, |wanted| wanted.max(needed));
+    let size = whole_blocks(options, file_size, logical_block_size, &mut notes)?;
 
     let physical = match kind {
         FileKind::BlockDevice => file::block_sizes(&file).map_err(|error| failed(path, error))?.1,
         _ => 4096,
     };
-    let discard_granularity = match discard_granularity(&file, &metadata, kind, size) {
+    let discard_granularity = match discard_granularity(&file, &metadata, kind, file_size) {
         Some(granularity) if !options.read_only => granularity.max(logical_block_size),
         _ => 0,
     };
@@ -179,12 +180,28 @@ fn try_direct(options: &Options, kind: FileKind) -> Result<Result<Opened, String
     lock(&file, options, kind)?;
     match file::direct_alignment(&file).map_err(|error| failed(path, error))? {
         None => Ok(Err("its file system does not take direct I/O on it".into())),
-        Some(needed) if options.block_size.is_some_and(|block_size| needed.offset > block_size) => {
-            let wanted = options.block_size.unwrap_or_default();
-            Ok(Err(format!("direct I/O on it needs blocks of {} bytes, not {wanted}", needed.offset)))
-        }
+        Some(needed) if options.direct == Direct::Auto => match better_cached(options, &file, needed)? {
+            Some(why) => Ok(Err(why)),
+            None => Ok(Ok(Opened { file, direct: Some(needed) })),
+        },
         Some(needed) => Ok(Ok(Opened { file, direct: Some(needed) })),
     }
+}
+
+/// Why the page cache serves a file better than direct I/O in blocks that large, if it does.
+fn better_cached(options: &Options, file: &StdFile, needed: DirectAlignment) -> Result<Option<String>> {
+    let block = needed.offset;
+    if let Some(wanted) = options.block_size
+        && block > wanted
+    {
+        return Ok(Some(format!("direct I/O on it needs blocks of {block} bytes, not {wanted}")));
+    }
+    let size = file::size(file).map_err(|error| failed(&options.path, error))?.max(options.size.unwrap_or(0));
+    // What is behind the last sector is of no use in either way.
+    let sectors = size - size % SECTOR_SIZE;
+    let lost = !sectors.is_multiple_of(u64::from(block));
+    Ok(lost
+        .then(|| format!("direct I/O on it needs blocks of {block} bytes, and its {size} are no multiple")))
 }
 
 fn how(options: &Options, kind: FileKind, direct: bool) -> How {
@@ -277,8 +294,16 @@ fn settle_size(
     }
 }
 
-fn check_size(path: &Path, size: u64, block_size: u32) -> Result<()> {
+/// The size in whole blocks.
+fn whole_blocks(options: &Options, size: u64, block_size: u32, notes: &mut Vec<String>) -> Result<u64> {
+    let path = options.path.as_path();
     let block = u64::from(block_size);
+    let left_over = size % block;
+    if options.round_down && left_over != 0 && size > block {
+        notes
+            .push(format!("file: the last {left_over} of its {size} bytes are no whole block and not shown"));
+        return Ok(size - left_over);
+    }
     if size == 0 {
         return Err(Error::invalid(what(path), "it is empty, its size is 0")
             .cure(format!("say how large the disk is to be: file:{},size=10G", path.display())));
@@ -289,11 +314,12 @@ fn check_size(path: &Path, size: u64, block_size: u32) -> Result<()> {
         return Err(Error::invalid(what(path), why)
             .cure(format!("make it larger with size={next}, or give a smaller --block-size")));
     }
-    Ok(())
+    Ok(size)
 }
 
-/// Unit of a discard, `None` where there is none to be had.
-fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, size: u64) -> Option<u32> {
+/// Unit of a discard, `None` where there is none to be had. `file_size` is all that the file has, since a
+/// hole is punched behind it to see whether that works.
+fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, file_size: u64) -> Option<u32> {
     match kind {
         FileKind::BlockDevice => {
             let longest = file::queue_limit(metadata, "discard_max_bytes").unwrap_or(0);
@@ -301,6 +327,6 @@ fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, size
                 file::queue_limit(metadata, "discard_granularity").and_then(|unit| u32::try_from(unit).ok());
             unit.filter(|_| longest > 0)
         }
-        _ => file::can_punch_holes(file, size).then_some(4096),
+        _ => file::can_punch_holes(file, file_size).then_some(4096),
     }
 }
