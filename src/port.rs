@@ -6,4 +6,4 @@
 mod linux;
 pub mod ring;
 
-pub use linux::{clock, command, file, memory, process, remote, signal, socket, system, thread};
+pub use linux::{clock, command, file, memory, notify, process, remote, signal, socket, system, thread};

@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::served::NODES_GONE;
 use crate::engine::ublk::Device;
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
 use crate::port::clock::{self, Deadline, Duration};
+use crate::registry::devices;
 
 /// For how long a disk that is only open counts as used by somebody passing by: udev, a partition
 /// scan.
@@ -26,7 +28,23 @@ pub(super) enum Stopped {
 }
 
 /// Takes the device away unless it is in use; with `force`, which may be set meanwhile, also then.
-pub(super) fn stop(device: Box<Device>, force: &AtomicBool) -> Stopped {
+/// One that `must_go` is given up where the kernel refuses: `gc` does the rest.
+pub(super) fn stop(device: Box<Device>, force: &AtomicBool, must_go: bool) -> Stopped {
+    let id = device.id();
+    let stopped = match attempt(device, force) {
+        Stopped::Refused(device, error) if must_go => {
+            drop(device);
+            Stopped::Gone(Err(error))
+        }
+        other => other,
+    };
+    if let Stopped::Gone(_) = stopped {
+        devices::gone_by(id, Deadline::after(NODES_GONE));
+    }
+    stopped
+}
+
+fn attempt(device: Box<Device>, force: &AtomicBool) -> Stopped {
     let patience = Deadline::after(PASSING);
     let patience_with_udev = Deadline::after(UDEV);
     loop {
