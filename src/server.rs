@@ -129,7 +129,8 @@ impl Server {
         }
         let wishes: Vec<_> =
             self.served.iter_mut().flat_map(|served| served.serve_clients(&self.around)).collect();
-        if let Some(wish) = wishes.into_iter().filter(|wish| wish.all).reduce(|a, b| if a.force { a } else { b })
+        if let Some(wish) =
+            wishes.into_iter().filter(|wish| wish.all).reduce(|a, b| if a.force { a } else { b })
         {
             log(if wish.force { "told to end, by force" } else { "told to end" });
             self.end(wish.force);
@@ -147,9 +148,8 @@ impl Server {
         }
         let asks_for_id = |served: &Served| served.waiting().is_some_and(|job| job.id.is_some());
         let first = self.served.iter().any(asks_for_id);
-        let mut candidates = (0..self.served.len()).filter(|at| {
-            self.served[*at].waiting().is_some_and(|job| !first || job.id.is_some())
-        });
+        let mut candidates = (0..self.served.len())
+            .filter(|at| self.served[*at].waiting().is_some_and(|job| !first || job.id.is_some()));
         let found = candidates.find_map(|at| match self.obstacle(self.served[at].waiting()?) {
             Obstacle::None => Some((at, None)),
             Obstacle::Stays(name) => Some((at, Some(name))),

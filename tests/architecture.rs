@@ -21,7 +21,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("stack", &["backend", "config", "error", "io", "queue"]),
     ("registry", &["engine", "error", "holders", "port"]),
     ("server", &["engine", "error", "holders", "port", "queue", "registry"]),
-    ("cli", &["config", "engine", "error", "holders", "port", "registry", "sandbox", "server", "stack"]),
+    ("up", &["config", "engine", "error", "port", "server", "stack"]),
+    (
+        "cli",
+        &["config", "engine", "error", "holders", "port", "registry", "sandbox", "server", "stack", "up"],
+    ),
 ];
 
 /// What only `port` may name.

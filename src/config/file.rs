@@ -227,9 +227,9 @@ fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
         None => None,
     };
     let queues = match number("queues", "1")? {
-        Some(queues) => limits
-            .queues(queues.value)
-            .map_err(|outside| section.outside("queues", queues.at, outside))?,
+        Some(queues) => {
+            limits.queues(queues.value).map_err(|outside| section.outside("queues", queues.at, outside))?
+        }
         None => 1,
     };
     let depth = match number("depth", "128")? {
@@ -245,7 +245,8 @@ fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
 fn export(section: &Section<'_>, limits: &Limits) -> Result<Export> {
     let name = section.required_text("name", "\"disk\"")?;
     if name.value.len() > MAX_EXPORT_NAME || name.value.chars().any(char::is_control) {
-        let why = format!("the name of an export has at most {MAX_EXPORT_NAME} bytes and no control character");
+        let why =
+            format!("the name of an export has at most {MAX_EXPORT_NAME} bytes and no control character");
         return Err(section.document.error(name.at, why).cure("write a shorter and plainer one"));
     }
     Ok(Export { name: name.value.to_owned(), disk: disk(section, limits)? })
@@ -259,9 +260,9 @@ fn disk(section: &Section<'_>, limits: &Limits) -> Result<Disk> {
         Some(false) => section.number("block-size", "4096")?.map(|size| (size.value.to_string(), size.at)),
     };
     let block_size = match block_size {
-        Some((size, at)) => Some(
-            limits.block_size(&size).map_err(|outside| section.outside("block-size", at, outside))?,
-        ),
+        Some((size, at)) => {
+            Some(limits.block_size(&size).map_err(|outside| section.outside("block-size", at, outside))?)
+        }
         None => None,
     };
     let filters = section.texts("filters", "[\"NAME,key=value\"]")?;
@@ -288,9 +289,9 @@ fn filter(document: Document<'_>, text: Placed<&str>) -> Result<Spec> {
 
 fn listen(document: Document<'_>, text: Placed<&str>) -> Result<Listen> {
     let wrong = |why: &str| {
-        document
-            .error(text.at, format!("cannot listen at {:?}: {why}", text.value))
-            .cure("write unix:PATH or tcp:HOST:PORT, for example unix:/run/blockhaus/nbd.sock or tcp:[::1]:10809")
+        document.error(text.at, format!("cannot listen at {:?}: {why}", text.value)).cure(
+            "write unix:PATH or tcp:HOST:PORT, for example unix:/run/blockhaus/nbd.sock or tcp:[::1]:10809",
+        )
     };
     match text.value.split_once(':') {
         Some(("unix", path)) if path.is_empty() => Err(wrong("there is no path")),
@@ -460,10 +461,40 @@ mod tests {
     /// Pieces that make texts which are nearly right.
     fn pieces() -> impl Strategy<Value = String> {
         let pieces = [
-            "[[device]]\n", "[[export]]\n", "[nbd]\n", "[device]\n", "spec = ", "id = ", "queues = ", "depth = ",
-            "block-size = ", "read-only = ", "filters = ", "name = ", "listen = ", "\"ram:1G\"", "\"a,b=c\"", "true",
-            "1", "-7", "99999999999999999999", "[", "]", "\n", "\"", "\"unix:/x\"", "\"tcp:a:1\"", "{", "}", "=", ".",
-            "0x", "1979-05-27", "\u{e4}", "#", "'''",
+            "[[device]]\n",
+            "[[export]]\n",
+            "[nbd]\n",
+            "[device]\n",
+            "spec = ",
+            "id = ",
+            "queues = ",
+            "depth = ",
+            "block-size = ",
+            "read-only = ",
+            "filters = ",
+            "name = ",
+            "listen = ",
+            "\"ram:1G\"",
+            "\"a,b=c\"",
+            "true",
+            "1",
+            "-7",
+            "99999999999999999999",
+            "[",
+            "]",
+            "\n",
+            "\"",
+            "\"unix:/x\"",
+            "\"tcp:a:1\"",
+            "{",
+            "}",
+            "=",
+            ".",
+            "0x",
+            "1979-05-27",
+            "\u{e4}",
+            "#",
+            "'''",
         ];
         proptest::collection::vec(proptest::sample::select(pieces.to_vec()), 0..40)
             .prop_map(|pieces| pieces.concat())

@@ -153,7 +153,9 @@ fn hung(what: String, entry: &Entry, error: &Error) -> Error {
         false => String::new(),
     };
     let cure = match &entry.config {
-        Some(config) => format!("`blockhaus down --force {}` kills it with all its devices", config.display()),
+        Some(config) => {
+            format!("`blockhaus down --force {}` kills it with all its devices", config.display())
+        }
         None => format!("`blockhaus detach --force {}` kills it", entry.id),
     };
     Error::new(Kind::Deadline, what, why).cure(format!("{resume}{cure}"))

@@ -32,6 +32,7 @@ pub fn down(registry: &Registry, entries: Vec<Entry>, force: bool) -> Result<Vec
     // Opened before they are told, so that their numbers cannot be anybody else's.
     let processes: Vec<(i32, Other)> = entries
         .iter()
+        .filter(|entry| entry.is_alive())
         .filter_map(|entry| Some((entry.pid, Other::open(entry.pid, entry.pid_start)?)))
         .collect();
     let running: Vec<_> = entries
@@ -87,7 +88,7 @@ mod tests {
             devices_of(&registry, config.map(Path::new)).iter().map(|entry| entry.id).collect()
         };
         assert_eq!(ids(Some("/a.toml")), [3, 5]);
-        assert_eq!(ids(Some("/c.toml")), []);
+        assert!(ids(Some("/c.toml")).is_empty());
         assert_eq!(ids(None), [3, 4, 5]);
         std::fs::remove_dir_all(folder).unwrap();
     }
@@ -102,7 +103,8 @@ mod tests {
             registry.write(&Entry { config: Some("/a.toml".into()), ..entry }).unwrap();
         }
         let results = down(&registry, devices_of(&registry, None), false).unwrap();
-        let how: Vec<_> = results.into_iter().map(|result| result.unwrap()).map(|done| (done.id, done.how)).collect();
+        let how: Vec<_> =
+            results.into_iter().map(|result| result.unwrap()).map(|done| (done.id, done.how)).collect();
         assert_eq!(how, [(999_990, "cleaned-up"), (999_991, "cleaned-up")]);
         assert!(registry.ids().is_empty());
         std::fs::remove_dir_all(folder).unwrap();

@@ -30,7 +30,11 @@ pub(super) struct Reloading {
 
 impl Reloading {
     pub(super) fn new(source: Option<Box<dyn Source>>) -> Reloading {
-        Reloading { source: source.map(|source| Arc::new(Mutex::new(source))), step: Step::Idle, again: false }
+        Reloading {
+            source: source.map(|source| Arc::new(Mutex::new(source))),
+            step: Step::Idle,
+            again: false,
+        }
     }
 
     pub(super) fn is_possible(&self) -> bool {

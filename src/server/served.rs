@@ -51,7 +51,12 @@ pub(super) struct Around {
 }
 
 impl Around {
-    pub(super) fn new(registry: Registry, config: Option<PathBuf>, sender: Sender<Event>, waker: File) -> Around {
+    pub(super) fn new(
+        registry: Registry,
+        config: Option<PathBuf>,
+        sender: Sender<Event>,
+        waker: File,
+    ) -> Around {
         Around { registry, config, sender, waker: Arc::new(Mutex::new(waker)) }
     }
 

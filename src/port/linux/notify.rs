@@ -34,9 +34,8 @@ impl Notifier {
     /// The configuration is being read again; [`ready`](Self::ready) ends that.
     pub fn reloading(&self) {
         // With the time at which it began, so that an older READY is not taken for its end.
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-            i128::from(time.tv_sec()) * 1_000_000 + i128::from(time.tv_nsec()) / 1000
-        });
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+            .map_or(0, |time| i128::from(time.tv_sec()) * 1_000_000 + i128::from(time.tv_nsec()) / 1000);
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
     }
 
@@ -85,11 +84,10 @@ mod tests {
         let path = folder.join("notify");
         let name = format!("@blockhaus-notify-{}", std::process::id());
         let by_name = SocketAddr::from_abstract_name(&name.as_bytes()[1..]).unwrap();
-        let listeners =
-            [(path.clone().into_os_string(), UnixDatagram::bind(&path).unwrap()), (
-                OsString::from(&name),
-                UnixDatagram::bind_addr(&by_name).unwrap(),
-            )];
+        let listeners = [
+            (path.clone().into_os_string(), UnixDatagram::bind(&path).unwrap()),
+            (OsString::from(&name), UnixDatagram::bind_addr(&by_name).unwrap()),
+        ];
         for (name, socket) in &listeners {
             let notifier = Notifier { address: Some(address(name).unwrap()) };
             notifier.ready("serving 2 devices");
