@@ -19,6 +19,7 @@ use crate::port::{socket, thread};
 use crate::registry::Registry;
 
 mod clients;
+mod disk;
 mod plan;
 mod reloading;
 mod served;
@@ -64,7 +65,7 @@ pub fn run_all(
 ) -> Result<()> {
     let _guard = thread::AbortOnPanic;
     registry.create()?;
-    let mut server = Server::new(service, registry, signals)?;
+    let mut server = Server::new(service, registry, signals, Arc::new(disk::ublk))?;
     while !server.turn(ready)? {}
     server.notifier.stopping();
     server.error.map_or(Ok(()), Err)
@@ -89,12 +90,12 @@ struct Server {
 }
 
 impl Server {
-    fn new(service: Service, registry: Registry, signals: Signals) -> Result<Server> {
+    fn new(service: Service, registry: Registry, signals: Signals, make: disk::Make) -> Result<Server> {
         let (woken, waker) =
             socket::wake_pipe().map_err(|error| Error::system("cannot make the server's pipe", error))?;
         let (sender, events) = channel();
         Ok(Server {
-            around: Around::new(registry, service.config, sender, waker),
+            around: Around::new(registry, service.config, make, sender, waker),
             signals,
             served: service.jobs.into_iter().map(Served::new).collect(),
             reloading: Reloading::new(service.source),
@@ -212,7 +213,7 @@ impl Server {
             // Before anybody has heard of any device, it is all of them or none.
             None if !self.handed_over => self.fail(error),
             None if self.ending || is_last => self.error = Some(error),
-            _ => log(&error.to_string()),
+            _ => log(&format!("{}: {error}", self.served[at].spec)),
         }
     }
 
@@ -315,3 +316,6 @@ fn abandon(signal: Signal) -> ! {
 
 /// A flag that two threads share.
 type Flag = Arc<AtomicBool>;
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::ublk::{Device, Options, Report};
+use super::disk::Disk;
+use crate::engine::ublk::{Options, Report};
 use crate::error::Result;
 use crate::port::notify::Notifier;
 use crate::port::process;
@@ -113,7 +114,7 @@ pub struct Ready {
 }
 
 impl Ready {
-    pub(super) fn new(device: &Device, report: &Report) -> Ready {
+    pub(super) fn new(device: &dyn Disk, report: &Report) -> Ready {
         Ready {
             id: device.id(),
             device: device.path().display().to_string(),

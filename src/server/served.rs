@@ -9,10 +9,11 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use super::clients::{Clients, Wish};
+use super::disk::{Disk, Make};
 use super::plan::{Change, Job, Key, Ready};
 use super::stopping::{self, Stopped};
 use super::{Flag, log};
-use crate::engine::ublk::{Device, Report};
+use crate::engine::ublk::Report;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::{socket, thread};
@@ -37,7 +38,7 @@ pub(super) enum Event {
 pub(super) enum What {
     Added(Box<Entry>, UnixListener),
     /// With what a person should know that neither backend nor engine says.
-    Started(Result<(Box<Device>, Vec<String>)>),
+    Started(Result<(Box<dyn Disk>, Vec<String>)>),
     Stopped(Stopped),
 }
 
@@ -46,6 +47,7 @@ pub(super) enum What {
 pub(super) struct Around {
     pub(super) registry: Registry,
     config: Option<PathBuf>,
+    make: Make,
     sender: Sender<Event>,
     waker: Arc<Mutex<File>>,
 }
@@ -54,10 +56,11 @@ impl Around {
     pub(super) fn new(
         registry: Registry,
         config: Option<PathBuf>,
+        make: Make,
         sender: Sender<Event>,
         waker: File,
     ) -> Around {
-        Around { registry, config, sender, waker: Arc::new(Mutex::new(waker)) }
+        Around { registry, config, make, sender, waker: Arc::new(Mutex::new(waker)) }
     }
 
     /// Hands an event to the main thread.
@@ -88,7 +91,7 @@ pub(super) enum Phase {
     /// It is wanted, and something else comes first.
     Waiting(Box<Job>),
     Starting,
-    Live(Box<Device>),
+    Live(Box<dyn Disk>),
     Stopping,
     /// What is left are replies, for so long.
     Gone(Deadline),
@@ -155,7 +158,7 @@ impl Served {
     /// What is said about it when it can be opened.
     pub(super) fn ready(&self) -> Option<Ready> {
         match (&self.phase, &self.report) {
-            (Phase::Live(device), Some(report)) => Some(Ready::new(device, report)),
+            (Phase::Live(device), Some(report)) => Some(Ready::new(&**device, report)),
             _ => None,
         }
     }
@@ -186,9 +189,9 @@ impl Served {
         self.clients.listen(listener);
     }
 
-    pub(super) fn started(&mut self, device: Box<Device>, notes: Vec<String>, around: &Around) {
+    pub(super) fn started(&mut self, device: Box<dyn Disk>, notes: Vec<String>, around: &Around) {
         self.notes = notes;
-        self.report = Some(self.look(&device));
+        self.report = Some(self.look(&*device));
         self.phase = Phase::Live(device);
         let result = match self.cancelled.load(Ordering::Relaxed) {
             true => Err(interrupted()),
@@ -201,7 +204,7 @@ impl Served {
     }
 
     /// What is to be said about the device at this moment.
-    fn look(&self, device: &Device) -> Report {
+    fn look(&self, device: &dyn Disk) -> Report {
         let mut report = device.report();
         report.notes.extend_from_slice(&self.notes);
         report
@@ -236,7 +239,7 @@ impl Served {
         if let Phase::Live(device) = &self.phase
             && self.clients.are_there()
         {
-            self.report = Some(self.look(device));
+            self.report = Some(self.look(&**device));
         }
         let wishes = self.clients.serve(self.phase.state(), self.report.as_ref());
         for wish in wishes.iter().filter(|wish| !wish.all) {
@@ -261,7 +264,7 @@ impl Served {
         match std::mem::replace(&mut self.phase, Phase::Stopping) {
             Phase::Live(device) => {
                 self.force.store(force, Ordering::Relaxed);
-                self.report = Some(self.look(&device));
+                self.report = Some(self.look(&*device));
                 let must_go = self.failure.is_some();
                 let (key, teller, force) = (self.key, around.clone(), self.force.clone());
                 let body = move || {
@@ -289,7 +292,7 @@ impl Served {
     }
 
     /// Goes on as before with a device that is not to be taken away.
-    pub(super) fn refused(&mut self, device: Box<Device>, error: &Error) {
+    pub(super) fn refused(&mut self, device: Box<dyn Disk>, error: &Error) {
         self.phase = Phase::Live(device);
         self.clients.refuse(error);
     }
@@ -314,7 +317,7 @@ impl Served {
 }
 
 /// Opens a backend and makes a device of it. When it fails, nothing is left behind.
-fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<Device>, Vec<String>)> {
+fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<dyn Disk>, Vec<String>)> {
     if cancelled.load(Ordering::Relaxed) {
         return Err(interrupted());
     }
@@ -329,11 +332,11 @@ fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<Device>, Ve
         around.tell(Event::Of(job.key, What::Added(Box::new(entry), listener)));
         Ok(())
     };
-    let started = Device::start(plan.stack, &plan.options, &mut added);
+    let started = (around.make)(&plan, &mut added);
     if let (Err(_), Some(id)) = (&started, made) {
         devices::gone_by(id, Deadline::after(NODES_GONE));
     }
-    Ok((Box::new(started?), plan.notes))
+    Ok((started?, plan.notes))
 }
 
 fn no_thread(error: std::io::Error) -> Error {
