@@ -17,6 +17,7 @@ mod life;
 mod memory;
 mod none;
 mod shutdown;
+mod up;
 
 pub use cells::inner as on_device;
 
@@ -51,7 +52,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 13] = [
+const AREAS: [&[Entry]; 14] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -65,6 +66,7 @@ const AREAS: [&[Entry]; 13] = [
     enospc::TESTS,
     examples::TESTS,
     alloc::TESTS,
+    up::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
