@@ -2,7 +2,7 @@
 //!
 //! It never blocks for long: what can take its time (opening, starting, stopping, reading the file
 //! again) runs on threads of their own, while this one answers signals and the control sockets.
-//! What becomes of one device is in [`served`], what concerns all of them is here.
+//! What becomes of one device is in `server/served.rs`, what concerns all of them is here.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -161,7 +161,7 @@ impl Server {
             Some((at, None)) => self.served[at].start(&self.around),
             Some((at, Some(name))) => {
                 let spec = &self.served[at].spec;
-                log(&format!("cannot serve {spec}: {name}, which has to go first, is still in use"));
+                log(&format!("cannot serve {spec}: {name} has its id or its file and stays"));
                 self.gone(at, Ok(()));
             }
         }
@@ -170,7 +170,9 @@ impl Server {
     /// What a job still has to wait for.
     fn obstacle(&self, job: &Job) -> Obstacle {
         let mut obstacle = Obstacle::None;
-        for other in self.served.iter().filter(|other| job.after.contains(&other.key)) {
+        let in_the_way =
+            |other: &&Served| job.after.contains(&other.key) || (job.id.is_some() && other.id() == job.id);
+        for other in self.served.iter().filter(in_the_way) {
             match other.phase {
                 Phase::Gone(_) => {}
                 Phase::Live(_) => return Obstacle::Stays(other.name()),
@@ -190,7 +192,13 @@ impl Server {
         match what {
             What::Added(entry, listener) => served.added(entry, listener),
             What::Started(Err(error)) => self.gone(at, Err(error)),
-            What::Started(Ok((device, notes))) => served.started(device, notes, &self.around),
+            What::Started(Ok((device, notes))) => {
+                served.started(device, notes, &self.around);
+                // Before that, whoever waits for all of them is told.
+                if self.handed_over {
+                    log(&format!("{} is there: {}", served.name(), served.spec));
+                }
+            }
             What::Stopped(Stopped::Refused(device, error)) => {
                 log(&error.to_string());
                 if self.refused.is_some_and(|until| !until.passed()) {
@@ -206,8 +214,12 @@ impl Server {
 
     /// A device is gone, or as far gone as it will get.
     fn gone(&mut self, at: usize, result: Result<()>) {
-        let result = self.served[at].gone(result, self.handed_over, &self.around);
-        let Err(error) = result else { return };
+        let name = self.served[at].name();
+        let error = match self.served[at].gone(result, self.handed_over, &self.around) {
+            Err(error) => error,
+            Ok(()) if self.reloading.is_possible() => return log(&format!("{name} is gone")),
+            Ok(()) => return,
+        };
         let is_last = self.served.iter().all(|served| matches!(served.phase, Phase::Gone(_)));
         match &self.error {
             // Before anybody has heard of any device, it is all of them or none.
@@ -297,7 +309,7 @@ enum Obstacle {
     None,
     /// Something that is about to go.
     Goes,
-    /// Something that was to go and stays.
+    /// Something that stays.
     Stays(String),
 }
 

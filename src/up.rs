@@ -147,10 +147,9 @@ impl Source for Wanted {
             let file = Place::of(&device.part.disk.spec, &self.table);
             let has_file =
                 |other: &Device| file.is_some() && Place::of(&other.disk.spec, &self.table) == file;
-            let opens_later = going.iter().any(|(_, other)| has_file(other));
-            // An id may be that of a device which has got it from the kernel.
-            let after = going.iter().filter(|(_, other)| device.part.id.is_some() || has_file(other));
-            let after = after.map(|(key, _)| *key).collect();
+            let after: Vec<Key> =
+                going.iter().filter(|(_, other)| has_file(other)).map(|(key, _)| *key).collect();
+            let opens_later = !after.is_empty();
             let key = self.next + start.len() as Key;
             start.push(self.job(device, key, after, opens_later)?);
             added.insert(key, device.part.clone());
@@ -200,8 +199,10 @@ mod tests {
         format!("[[device]]\nspec = \"{spec}\"\n{more}\n")
     }
 
-    /// Keys, specs, and what each has to wait for.
-    fn summary(change: &Change) -> (Vec<Key>, Vec<(Key, String, Vec<Key>)>) {
+    /// The key and the spec of a job, and what it has to wait for.
+    type Started = (Key, String, Vec<Key>);
+
+    fn summary(change: &Change) -> (Vec<Key>, Vec<Started>) {
         let start = change.start.iter().map(|job| (job.key, job.spec.clone(), job.after.clone()));
         (change.stop.clone(), start.collect())
     }
@@ -222,10 +223,10 @@ mod tests {
         // One away, one new.
         let other = scene.reload(&format!("{b}{}", device("ram:3M", "")), &[0, 1]).unwrap();
         assert_eq!(summary(&other), (vec![0], vec![(2, "ram:3M".into(), vec![])]));
-        // What somebody has detached comes back, and what changes an id waits for what goes.
+        // What somebody has detached comes back, and another id makes another disk.
         let changed = device("ram:2M", "id = 6");
         let back = scene.reload(&format!("{changed}{}", device("ram:3M", "")), &[1]).unwrap();
-        let start = vec![(3, "ram:2M".into(), vec![1]), (4, "ram:3M".into(), vec![])];
+        let start = vec![(3, "ram:2M".into(), vec![]), (4, "ram:3M".into(), vec![])];
         assert_eq!(summary(&back), (vec![1], start));
     }
 

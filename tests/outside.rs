@@ -32,7 +32,9 @@ fn binary() -> &'static Path {
     BINARY.get_or_init(|| {
         let output = cargo(&["build", "--message-format", "json"]).output().expect("cargo runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
+        let cure = "has its lock file fallen behind? `cargo update --workspace --offline --manifest-path \
+                    examples/outside/Cargo.toml` brings it up";
+        assert!(output.status.success(), "{said}\n{cure}");
         let messages = String::from_utf8_lossy(&output.stdout).into_owned();
         let built = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let program =

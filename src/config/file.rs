@@ -294,7 +294,7 @@ fn listen(document: Document<'_>, text: Placed<&str>) -> Result<Listen> {
         )
     };
     match text.value.split_once(':') {
-        Some(("unix", path)) if path.is_empty() => Err(wrong("there is no path")),
+        Some(("unix", "")) => Err(wrong("there is no path")),
         Some(("unix", path)) if path.len() >= MAX_SOCKET_PATH => {
             Err(wrong(&format!("the path of a socket has at most {} bytes", MAX_SOCKET_PATH - 1)))
         }

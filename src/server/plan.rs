@@ -44,7 +44,8 @@ pub struct Job {
     pub spec: String,
     /// The id that will be asked for, which others must not take before.
     pub id: Option<u32>,
-    /// Devices that must be gone before it can be there: they have its id, or its file.
+    /// Devices that must be gone before it can be there, because they have its file. Whoever has its
+    /// id must be gone as well, which the server sees for itself.
     pub after: Vec<Key>,
     /// Opens the backend, on a thread of its own.
     pub open: Box<dyn FnOnce() -> Result<Plan> + Send>,

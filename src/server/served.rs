@@ -150,6 +150,11 @@ impl Served {
         matches!(self.phase, Phase::Starting) && self.entry.is_none()
     }
 
+    /// N of /dev/ublkbN, once it has one and as long as it is known by it.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.entry.as_ref().map(|entry| entry.id)
+    }
+
     /// What a person calls it.
     pub(super) fn name(&self) -> String {
         self.entry.as_ref().map_or_else(|| self.spec.clone(), |entry| entry.device.display().to_string())

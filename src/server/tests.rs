@@ -254,6 +254,10 @@ fn what_is_in_use_outlives_a_reload_and_its_successor_does_not_come() {
     scene.world.busy.lock().unwrap().insert(FIRST_ID + 1);
     scene.reload(Ok(Change { stop: vec![1], start: vec![job(5, "new b", &[1])] }));
     assert_eq!((scene.live(), scene.world.said()), (vec![0, 1], vec![]));
+    // Nor does another with its id, and what has nothing to do with it comes.
+    let same_id = Job { id: Some(FIRST_ID + 1), ..job(6, "x", &[]) };
+    scene.reload(Ok(Change { stop: vec![1], start: vec![same_id, job(7, "d", &[])] }));
+    assert_eq!((scene.live(), scene.world.said()), (vec![0, 1, 7], vec!["made 7".to_owned()]));
 }
 
 #[test]
