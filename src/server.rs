@@ -162,7 +162,7 @@ impl Server {
             Some((at, Some(name))) => {
                 let spec = &self.served[at].spec;
                 log(&format!("cannot serve {spec}: {name} has its id or its file and stays"));
-                self.gone(at, Ok(()));
+                drop(self.served[at].gone(Ok(()), false, &self.around));
             }
         }
     }
