@@ -1,4 +1,4 @@
-//! What a person types: specs (`type:arg,key=value,…`) and sizes.
+//! What a person types: specs (`type:arg,key=value,…`), sizes, and the file of `up`.
 //!
 //! Everything here is total: any text gives a value or an error that says what is wrong with it.
 
@@ -6,6 +6,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+
+pub mod changes;
+pub mod file;
+pub mod limits;
+pub mod nearest;
+mod section;
 
 /// Longest spec that is looked at.
 const MAX_SPEC_LEN: usize = 16 << 10;

@@ -3,7 +3,7 @@
 //! Arrows point one way:
 //!
 //! ```text
-//! cli → server → stack → engine → queue → backend (the trait) ← backend::{null, ram, file, …}
+//! cli → up → server → stack → engine → queue → backend (the trait) ← backend::{null, ram, file, …}
 //!                                             ↓
 //!                                  port → payload → io → uapi
 //! ```
@@ -26,3 +26,4 @@ pub mod registry;
 pub mod sandbox;
 pub mod server;
 pub mod stack;
+pub mod up;

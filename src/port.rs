@@ -8,4 +8,4 @@ mod linux;
 pub mod ring;
 pub mod scratch;
 
-pub use linux::{clock, command, file, memory, process, remote, signal, socket, system, thread};
+pub use linux::{clock, command, file, memory, notify, process, remote, signal, socket, system, thread};

@@ -22,7 +22,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("stack", &["backend", "config", "error", "filter", "io", "queue"]),
     ("registry", &["engine", "error", "holders", "port"]),
     ("server", &["engine", "error", "holders", "port", "queue", "registry"]),
-    ("cli", &["config", "engine", "error", "holders", "port", "registry", "sandbox", "server", "stack"]),
+    ("up", &["config", "engine", "error", "port", "server", "stack"]),
+    (
+        "cli",
+        &["config", "engine", "error", "holders", "port", "registry", "sandbox", "server", "stack", "up"],
+    ),
 ];
 
 /// What only `port` may name.
@@ -50,8 +54,11 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The code of a file: without comments, and without the tests at its end.
+/// The code of a file: without comments, and without the tests at its end. A file of tests has none.
 fn code(path: &Path) -> String {
+    if path.ends_with("tests.rs") {
+        return String::new();
+    }
     let text = fs::read_to_string(path).expect("a source file can be read");
     let text = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default().to_string();
     let lines = text.lines().map(|line| if line.trim_start().starts_with("//") { "" } else { line });

@@ -5,21 +5,16 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{background, output};
-use crate::config::{Spec, parse_size};
+use crate::config::Spec;
+use crate::config::limits::Outside;
 use crate::engine::ublk::Options;
 use crate::error::{Error, Result};
 use crate::port::signal::Signals;
-use crate::port::system;
 use crate::registry::Registry;
 use crate::sandbox;
 use crate::server::{self, Plan, Ready};
 use crate::stack::{OpenOptions, SpecTable};
-
-/// Deepest queue that the driver takes.
-const MAX_DEPTH: u32 = blockhaus_uapi::ublk::MAX_QUEUE_DEPTH as u32;
-
-/// One more than the highest id that the driver takes (UBLK_MINORS).
-const IDS: u32 = 1 << 20;
+use crate::up;
 
 /// Makes a disk and prints its path.
 ///
@@ -103,7 +98,8 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable, background: bool) -> 
     }
 }
 
-fn print(ready: &Ready, json: bool) -> Result<()> {
+/// Remarks on what was chosen for a disk, and why.
+pub(super) fn describe(ready: &Ready) {
     output::note(&format!(
         "{} with {} by {}, {} x {} requests, blocks of {} bytes: {}",
         ready.device,
@@ -117,6 +113,10 @@ fn print(ready: &Ready, json: bool) -> Result<()> {
     for note in &ready.notes {
         output::note(note);
     }
+}
+
+fn print(ready: &Ready, json: bool) -> Result<()> {
+    describe(ready);
     match json {
         true => output::json(ready),
         false => output::line(&ready.device),
@@ -129,7 +129,7 @@ fn plan(arguments: &Arguments, table: &SpecTable) -> Result<Plan> {
     let notes = sandbox::prepare();
     let filters = filters(arguments)?;
     let stack = table.open_with(&spec, &filters, &open)?;
-    let spec = filters.iter().fold(spec.to_string(), |text, filter| format!("{text} --filter {filter}"));
+    let spec = up::with_filters(&spec, &filters);
     Ok(Plan { spec, stack, options, notes })
 }
 
@@ -139,32 +139,16 @@ fn filters(arguments: &Arguments) -> Result<Vec<Spec>> {
 
 /// What the numbers of the command line mean, all of them checked.
 fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
-    let cpus = system::cpu_count();
-    let queues = match u16::try_from(arguments.queues) {
-        Ok(queues) if queues >= 1 && queues <= cpus => queues,
-        _ => {
-            let why = format!("this machine has {cpus} CPUs, a disk has 1 to {cpus} queues");
-            return Err(Error::invalid(format!("cannot have {} queues", arguments.queues), why)
-                .cure(format!("ask for --queues {}", cpus.min(arguments.queues.clamp(1, 65535) as u16))));
-        }
-    };
-    let depth = match arguments.depth {
-        1..=MAX_DEPTH => arguments.depth as u16,
-        depth => {
-            let why = format!("a queue takes 1 to {MAX_DEPTH} requests at once");
-            return Err(Error::invalid(format!("cannot have depth {depth}"), why)
-                .cure(format!("ask for --depth {}", depth.clamp(1, MAX_DEPTH))));
-        }
-    };
-    if let Some(id) = arguments.id.filter(|id| *id >= IDS) {
-        let why = format!("ids are 0 to {}", IDS - 1);
-        return Err(Error::invalid(format!("cannot have id {id}"), why)
-            .cure("leave --id out for the lowest free one"));
-    }
-    let block_size = arguments.block_size.as_deref().map(block_size).transpose()?;
+    let limits = up::limits();
+    let queues = limits.queues(arguments.queues.into()).map_err(|outside| refused("--queues", outside))?;
+    let depth = limits.depth(arguments.depth.into()).map_err(|outside| refused("--depth", outside))?;
+    let id = arguments.id.map(|id| limits.id(id.into())).transpose();
+    let id = id.map_err(|outside| refused("--id", outside))?;
+    let block_size = arguments.block_size.as_deref().map(|size| limits.block_size(size)).transpose();
+    let block_size = block_size.map_err(|outside| refused("--block-size", outside))?;
     let open = OpenOptions { read_only: arguments.read_only, block_size, engine_unit: None };
     let options = Options {
-        id: arguments.id,
+        id,
         queues,
         depth,
         partition_scan: !arguments.no_partition_scan,
@@ -174,16 +158,12 @@ fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
     Ok((open, options))
 }
 
-fn block_size(text: &str) -> Result<u32> {
-    let page = system::page_size();
-    let what = || format!("cannot have blocks of {text}");
-    let size = parse_size(text).map_err(|why| Error::invalid(what(), why))?;
-    match u32::try_from(size) {
-        Ok(size) if size.is_power_of_two() && size >= 512 && size as usize <= page => Ok(size),
-        _ => {
-            let why =
-                format!("a block is a power of two from 512 to {page} bytes, the page size of this machine");
-            Err(Error::invalid(what(), why).cure(format!("ask for --block-size 512 or --block-size {page}")))
-        }
-    }
+/// The error for an option with a value that no disk can have.
+fn refused(option: &str, outside: Outside) -> Error {
+    let values: Vec<String> = outside.instead.iter().map(|value| format!("{option} {value}")).collect();
+    let cure = match values.is_empty() {
+        true => format!("leave {option} out, or give another"),
+        false => format!("ask for {}", values.join(" or ")),
+    };
+    Error::invalid(outside.what, outside.why).cure(cure)
 }

@@ -4,6 +4,7 @@ pub mod clock;
 pub mod command;
 pub mod file;
 pub mod memory;
+pub mod notify;
 pub mod process;
 pub mod remote;
 pub mod signal;

@@ -18,6 +18,7 @@ mod memory;
 mod none;
 mod paths;
 mod shutdown;
+mod up;
 
 pub use cells::inner as on_device;
 
@@ -52,7 +53,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 14] = [
+const AREAS: [&[Entry]; 15] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -67,6 +68,7 @@ const AREAS: [&[Entry]; 14] = [
     enospc::TESTS,
     examples::TESTS,
     alloc::TESTS,
+    up::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
