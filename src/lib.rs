@@ -18,6 +18,7 @@ pub mod engine;
 pub mod error;
 pub mod holders;
 pub mod io;
+pub mod nbd;
 pub mod payload;
 pub mod port;
 pub mod queue;
