@@ -28,12 +28,14 @@ mod attach;
 mod background;
 mod completions;
 mod detach;
+mod disk;
 mod features;
 mod gc;
 mod isolated;
 mod list;
 mod man;
 mod output;
+mod serve;
 mod status;
 
 /// The name of the command, in help texts and file names.
@@ -58,6 +60,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Attach(attach::Arguments),
+    Serve(serve::Arguments),
     Detach(detach::Arguments),
     List(list::Arguments),
     Status(status::Arguments),
@@ -70,7 +73,9 @@ enum Verb {
 /// The definitions that parsing, help, completions and man pages all come from.
 fn command(table: &SpecTable) -> clap::Command {
     let specs = table.help();
-    Cli::command().mut_subcommand("attach", |attach| attach.after_help(specs))
+    Cli::command()
+        .mut_subcommand("attach", |attach| attach.after_help(specs.clone()))
+        .mut_subcommand("serve", |serve| serve.after_help(specs))
 }
 
 /// Does what this process's arguments say, with the spec types of `table`.
@@ -101,6 +106,7 @@ fn failed(error: Error) -> ExitCode {
 fn perform(verb: Verb, table: &SpecTable, background: bool) -> Result<ExitCode> {
     match verb {
         Verb::Attach(arguments) => attach::run(arguments, table, background),
+        Verb::Serve(arguments) => serve::run(arguments, table),
         Verb::Detach(arguments) => detach::run(arguments),
         Verb::List(arguments) => list::run(arguments),
         Verb::Status(arguments) => status::run(arguments),

@@ -12,6 +12,7 @@ use bitflags::bitflags;
 
 pub mod handshake;
 pub mod transmission;
+pub mod uri;
 mod wire;
 
 pub use wire::{Request, SimpleReply};

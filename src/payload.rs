@@ -37,6 +37,8 @@ struct Entry {
 pub struct SlotState {
     entries: [Entry; OPERATIONS_PER_SLOT],
     in_flight: Cell<usize>,
+    /// Somebody has the slot's payload: a task that serves a request, or the front end.
+    lent: Cell<bool>,
 }
 
 impl Default for SlotState {
@@ -47,6 +49,7 @@ impl Default for SlotState {
                 memory: Cell::new((0, 0)),
             }),
             in_flight: Cell::new(0),
+            lent: Cell::new(false),
         }
     }
 }
@@ -56,6 +59,18 @@ impl SlotState {
     #[inline]
     pub fn in_flight(&self) -> usize {
         self.in_flight.get()
+    }
+
+    /// Says who has the payload; false where somebody has it already.
+    #[inline]
+    pub(crate) fn lend(&self) -> bool {
+        !self.lent.replace(true)
+    }
+
+    /// The payload is nobody's again.
+    #[inline]
+    pub(crate) fn give_back(&self) {
+        self.lent.set(false);
     }
 
     /// Books an operation that may touch `memory`; `None` while all entries are taken.

@@ -5,5 +5,6 @@
 
 mod linux;
 pub mod ring;
+pub mod stream;
 
 pub use linux::{clock, command, file, memory, process, remote, signal, socket, system, thread};

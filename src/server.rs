@@ -19,6 +19,7 @@ use crate::registry::control::State;
 use crate::registry::{Entry, Registry, devices};
 
 mod clients;
+pub mod exports;
 mod plan;
 mod stopping;
 

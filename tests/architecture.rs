@@ -21,8 +21,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &["error"]),
     ("stack", &["backend", "config", "error", "io", "queue"]),
     ("registry", &["engine", "error", "holders", "port"]),
-    ("server", &["engine", "error", "holders", "port", "queue", "registry"]),
-    ("cli", &["config", "engine", "error", "holders", "port", "registry", "sandbox", "server", "stack"]),
+    ("server", &["engine", "error", "holders", "nbd", "port", "queue", "registry"]),
+    (
+        "cli",
+        &["config", "engine", "error", "holders", "nbd", "port", "registry", "sandbox", "server", "stack"],
+    ),
 ];
 
 /// What only `port` may name.

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const VERBS: [&str; 8] = ["attach", "detach", "list", "status", "features", "gc", "completions", "man"];
+const VERBS: [&str; 9] =
+    ["attach", "serve", "detach", "list", "status", "features", "gc", "completions", "man"];
 
 /// A folder of its own for the state, so that no test sees what runs on this machine.
 struct Host {

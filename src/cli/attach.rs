@@ -2,21 +2,18 @@
 
 use std::process::ExitCode;
 
+use blockhaus_uapi::ublk::MAX_QUEUE_DEPTH;
 use clap::Args;
 
-use super::{background, output};
-use crate::config::{Spec, parse_size};
+use super::{background, disk, output};
+use crate::config::Spec;
 use crate::engine::ublk::Options;
 use crate::error::{Error, Result};
 use crate::port::signal::Signals;
-use crate::port::system;
 use crate::registry::Registry;
 use crate::sandbox;
 use crate::server::{self, Plan, Ready};
 use crate::stack::{OpenOptions, SpecTable};
-
-/// Deepest queue that the driver takes.
-const MAX_DEPTH: u32 = blockhaus_uapi::ublk::MAX_QUEUE_DEPTH as u32;
 
 /// One more than the highest id that the driver takes (UBLK_MINORS).
 const IDS: u32 = 1 << 20;
@@ -117,44 +114,15 @@ fn plan(arguments: &Arguments, table: &SpecTable) -> Result<Plan> {
 
 /// What the numbers of the command line mean, all of them checked.
 fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
-    let cpus = system::cpu_count();
-    let queues = match u16::try_from(arguments.queues) {
-        Ok(queues) if queues >= 1 && queues <= cpus => queues,
-        _ => {
-            let why = format!("this machine has {cpus} CPUs, a disk has 1 to {cpus} queues");
-            return Err(Error::invalid(format!("cannot have {} queues", arguments.queues), why)
-                .cure(format!("ask for --queues {}", cpus.min(arguments.queues.clamp(1, 65535) as u16))));
-        }
-    };
-    let depth = match arguments.depth {
-        1..=MAX_DEPTH => arguments.depth as u16,
-        depth => {
-            let why = format!("a queue takes 1 to {MAX_DEPTH} requests at once");
-            return Err(Error::invalid(format!("cannot have depth {depth}"), why)
-                .cure(format!("ask for --depth {}", depth.clamp(1, MAX_DEPTH))));
-        }
-    };
+    let queues = disk::queues(arguments.queues)?;
+    let depth = disk::depth(arguments.depth, MAX_QUEUE_DEPTH)?;
     if let Some(id) = arguments.id.filter(|id| *id >= IDS) {
         let why = format!("ids are 0 to {}", IDS - 1);
         return Err(Error::invalid(format!("cannot have id {id}"), why)
             .cure("leave --id out for the lowest free one"));
     }
-    let block_size = arguments.block_size.as_deref().map(block_size).transpose()?;
+    let block_size = arguments.block_size.as_deref().map(disk::block_size).transpose()?;
     let open = OpenOptions { read_only: arguments.read_only, block_size };
     let options = Options { id: arguments.id, queues, depth, partition_scan: !arguments.no_partition_scan };
     Ok((open, options))
-}
-
-fn block_size(text: &str) -> Result<u32> {
-    let page = system::page_size();
-    let what = || format!("cannot have blocks of {text}");
-    let size = parse_size(text).map_err(|why| Error::invalid(what(), why))?;
-    match u32::try_from(size) {
-        Ok(size) if size.is_power_of_two() && size >= 512 && size as usize <= page => Ok(size),
-        _ => {
-            let why =
-                format!("a block is a power of two from 512 to {page} bytes, the page size of this machine");
-            Err(Error::invalid(what(), why).cure(format!("ask for --block-size 512 or --block-size {page}")))
-        }
-    }
 }
