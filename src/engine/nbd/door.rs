@@ -88,8 +88,9 @@ impl Door {
             drop(polled);
             let _ = self.woken.read(&mut [0; 64]);
             let mut moved = ready[0] || !ready.iter().any(|&ready| ready);
-            moved |= self.visit(&mut visitors);
+            // First, so that who has just come is greeted at once.
             moved |= self.accept(&mut visitors);
+            moved |= self.visit(&mut visitors);
             if !moved {
                 clock::sleep(AFTER_NOTHING);
             }
