@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! cli → server → stack → engine → queue → backend (the trait) ← backend::{null, ram, file, …}
-//!                                             ↓
-//!                                  port → payload → io → uapi
+//!                           ↓                 ↓
+//!                          nbd     port → payload → io → uapi
 //! ```
 //!
 //! To plug in storage of your own, implement [`backend::blocking::BlockDevice`] (plain methods that

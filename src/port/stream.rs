@@ -272,3 +272,109 @@ impl Socket {
         self.shut_down(Shutdown::Both);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::ptr::NonNull;
+
+    use super::*;
+    use crate::port::remote::Remote;
+    use crate::port::ring::Completion;
+
+    fn ring() -> Ring {
+        let ring = Ring::new(4, Remote::new(4).unwrap()).unwrap();
+        ring.reserve_transfers(4);
+        ring
+    }
+
+    fn pair() -> (Rc<Socket>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        (Rc::new(Socket::Unix(ours)), theirs)
+    }
+
+    /// The next completion that is a front end's.
+    fn next(ring: &Ring) -> Completion {
+        let mut completions = Vec::with_capacity(8);
+        loop {
+            ring.submit_and_wait().unwrap();
+            ring.completions(&mut completions);
+            assert!(completions.len() <= 1, "{completions:?}");
+            if let Some(completion) = completions.first() {
+                return *completion;
+            }
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_the_rings_until_its_transfer_has_ended() {
+        let (ring, (socket, mut theirs)) = (ring(), pair());
+        ring.receive(0, &socket, Buffer::new(100)).unwrap();
+        assert!(ring.take_back(0).is_none());
+        assert!(ring.receive(0, &socket, Buffer::new(100)).is_err(), "the number is taken");
+        assert!(ring.receive(4, &socket, Buffer::new(100)).is_err(), "the number is not reserved");
+        assert_eq!(ring.transfers_in_flight(), 1);
+        theirs.write_all(b"hello").unwrap();
+        assert_eq!(next(&ring).token, Token::Front(0));
+        let mut buffer = ring.take_back(0).unwrap();
+        assert_eq!(buffer.content(), b"hello");
+        assert!(ring.take_back(0).is_none() && ring.transfers_in_flight() == 0);
+        buffer.consume(1);
+        ring.send(1, &socket, buffer, false).unwrap();
+        assert_eq!(next(&ring).result, 4);
+        assert!(ring.take_back(1).unwrap().is_empty());
+        let mut heard = [0; 4];
+        theirs.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"ello");
+    }
+
+    #[test]
+    fn a_connection_that_is_forgotten_stays_open_until_its_transfers_have_ended() {
+        let (ring, (socket, mut theirs)) = (ring(), pair());
+        ring.receive(0, &socket, Buffer::new(100)).unwrap();
+        let fd = socket.as_raw_fd();
+        drop(socket);
+        let (other, _) = UnixStream::pair().unwrap();
+        assert_ne!(other.as_raw_fd(), fd, "the descriptor is not another's yet");
+        theirs.write_all(b"late").unwrap();
+        assert_eq!(next(&ring).result, 4);
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "now it is closed");
+    }
+
+    #[test]
+    fn bytes_of_a_slot_are_held_while_they_are_received() {
+        let mut memory = vec![7u8; 64];
+        let (ring, (socket, mut theirs)) = (ring(), pair());
+        let start = NonNull::new(memory.as_mut_ptr()).expect("a vector has an address");
+        // SAFETY: the vector outlives the ring's transfers, which end below, and is not used meanwhile.
+        let mut payload = unsafe { Payload::new(start, 64, ring.slot(2), 2, None) };
+        let mut part = payload.part(10..20).unwrap();
+        ring.receive_into(0, &socket, &mut part).unwrap();
+        assert_eq!(part.bytes().unwrap_err(), Errno::EBUSY);
+        assert_eq!(ring.send_from(1, &socket, &part, false), Err(Errno::EBUSY));
+        assert_eq!(ring.slot(2).in_flight(), 1);
+        theirs.write_all(b"01234").unwrap();
+        theirs.write_all(b"56789").unwrap();
+        assert_eq!(next(&ring).result, 10, "all of it, in one");
+        assert_eq!(part.bytes().unwrap(), b"0123456789");
+        ring.send_from(1, &socket, &part, false).unwrap();
+        assert_eq!(next(&ring).result, 10);
+        assert_eq!(ring.slot(2).in_flight(), 0);
+        assert_eq!(payload.bytes().unwrap()[20], 7);
+    }
+
+    #[test]
+    fn a_buffer_takes_no_more_than_it_has_room_for() {
+        let mut buffer = Buffer::new(8);
+        assert_eq!((buffer.add(b"12345"), buffer.add(b"6789")), (5, 3));
+        buffer.consume(6);
+        assert_eq!((buffer.content(), buffer.room()), (&b"78"[..], 0));
+        buffer.make_room();
+        assert_eq!((buffer.content(), buffer.room()), (&b"78"[..], 6));
+        buffer.consume(100);
+        assert!(buffer.is_empty() && buffer.room() == 8);
+    }
+}

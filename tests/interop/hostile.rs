@@ -175,6 +175,28 @@ fn who_does_not_go_on_holds_up_nobody() {
 }
 
 #[test]
+fn who_holds_everything_and_does_not_listen_is_cut_off_when_others_come() {
+    let mut server = Server::start(&["ram:64M"]);
+    let mut deaf = Client::transmitting(&server.socket());
+    // Replies of all the memory that there is, and more.
+    let reads: Vec<u8> = (0..20).flat_map(|n| request(READ, n, 0, 32 << 20)).collect();
+    deaf.send(&reads);
+    deaf.receive(1 << 20);
+    let mut other = Client::transmitting(&server.socket());
+    assert_eq!(other.ask(READ, 0, 4096).unwrap(), [0; 4096], "within the patience of twenty seconds");
+    others_are_served(&mut server);
+    // Alone, one that does not listen may take its time.
+    drop((deaf, other));
+    let mut slow = Client::transmitting(&server.socket());
+    slow.send(&reads);
+    std::thread::sleep(Duration::from_secs(12));
+    for _ in 0..20 {
+        assert_eq!(slow.reply().1, 0);
+        slow.receive(32 << 20);
+    }
+}
+
+#[test]
 fn a_handshake_that_does_not_end_is_ended() {
     let mut server = Server::start(&["ram:1M"]);
     let began = Instant::now();

@@ -83,6 +83,8 @@ pub(super) struct Connection {
     /// Reads that are over, whose replies had no room or are long.
     pub late: VecDeque<u16>,
     pub long: Option<LongReply>,
+    /// Looks of the queue at its connections since a transfer of this one ended.
+    pub looks: u32,
     /// Slots that its requests hold.
     pub slots: u16,
     /// Requests that were begun and are not answered.
@@ -120,12 +122,19 @@ impl Connection {
             sending: Busy::No,
             late: VecDeque::with_capacity(usize::from(requests)),
             long: None,
+            looks: 0,
             slots: 0,
             requests: 0,
             is_runnable: false,
             is_touched: false,
             _place: place,
         }
+    }
+
+    /// It holds slots, and only its client can free them: by taking replies, or by sending the rest of a
+    /// payload.
+    pub fn waits_for_client(&self) -> bool {
+        self.slots > 0 && (self.sending != Busy::No || self.payload.is_some())
     }
 
     /// Nothing of it is under way and nothing is left to be done.

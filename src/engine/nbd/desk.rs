@@ -1,7 +1,7 @@
 //! Where the door leaves connections for a queue's thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
@@ -45,13 +45,20 @@ pub(super) struct Desk {
     guests: ArrayQueue<Guest>,
     connections: AtomicUsize,
     closing: AtomicU8,
+    look: AtomicBool,
 }
 
 impl Desk {
     /// For a queue that has at most `limit` connections.
     pub fn new(remote: Arc<Remote>, limit: usize) -> Desk {
         let guests = ArrayQueue::new(limit.max(1));
-        Desk { remote, guests, connections: AtomicUsize::new(0), closing: AtomicU8::new(0) }
+        Desk {
+            remote,
+            guests,
+            connections: AtomicUsize::new(0),
+            closing: AtomicU8::new(0),
+            look: AtomicBool::new(false),
+        }
     }
 
     /// Hands a connection over. One that comes when the queue has closed is dropped with it.
@@ -76,6 +83,19 @@ impl Desk {
     /// Connections that were left here and have not ended.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Acquire)
+    }
+
+    /// Has the queue look at its connections, if it has more than one: time has passed.
+    pub fn look(&self) {
+        if self.connections() > 1 {
+            self.look.store(true, Ordering::Release);
+            self.remote.notify_front();
+        }
+    }
+
+    /// Whether [`look`](Self::look) was called since the last time.
+    pub fn is_to_look(&self) -> bool {
+        self.look.swap(false, Ordering::AcqRel)
     }
 
     /// Nothing new is to be begun; with `at_once` nobody is answered any more either.

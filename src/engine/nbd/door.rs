@@ -26,6 +26,9 @@ const MAX_RECEIVED: usize = 16 << 10;
 /// How often the deadlines are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// How often the queues look at their connections.
+const QUEUES_LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// Pause after a turn that got nowhere, so that a lack of descriptors, or a client that sends and
 /// does not listen, does not make us spin.
 const AFTER_NOTHING: Duration = Duration::from_millis(5);
@@ -78,6 +81,7 @@ impl Door {
     /// Accepts and negotiates until `closing`. Then nobody listens any more.
     pub fn attend(mut self) {
         let mut visitors: Vec<Visitor> = Vec::new();
+        let mut next_look = Deadline::after(QUEUES_LOOK_EVERY);
         while !self.closing.load(Ordering::Acquire) {
             let mut polled: Vec<(BorrowedFd<'_>, bool)> = vec![(self.woken.as_fd(), false)];
             polled.extend(self.listeners.iter().map(|listener| (listener.as_fd(), false)));
@@ -87,6 +91,10 @@ impl Door {
             let Ok(ready) = poll(&polled, LOOK_EVERY) else { return };
             drop(polled);
             let _ = self.woken.read(&mut [0; 64]);
+            if next_look.passed() {
+                next_look = Deadline::after(QUEUES_LOOK_EVERY);
+                self.choices.iter().flat_map(|choice| &choice.desks).for_each(|desk| desk.look());
+            }
             let mut moved = ready[0] || !ready.iter().any(|&ready| ready);
             // First, so that who has just come is greeted at once.
             moved |= self.accept(&mut visitors);

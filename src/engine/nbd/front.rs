@@ -20,6 +20,10 @@ use crate::queue::{Arrival, Buffers, FrontEnd};
 mod replies;
 mod taking;
 
+/// For how many looks a connection may get nowhere while others wait for the slots that it holds. The door
+/// has the queues look about every second.
+const PATIENCE: u32 = 10;
+
 /// A queue's connections, and what they asked for.
 pub(super) struct Front<'a> {
     desk: &'a Desk,
@@ -193,6 +197,18 @@ impl<'a> Front<'a> {
         self.touch(index);
     }
 
+    /// Where others wait for slots: cuts off who holds some and takes neither replies nor goes on
+    /// sending. While nobody waits, a client may be silent for ever.
+    fn look_around(&mut self) {
+        for index in 0..self.connections.len() as u16 {
+            let Some(connection) = self.connection(index) else { continue };
+            connection.looks += 1;
+            if connection.looks > PATIENCE && connection.waits_for_client() && self.blocked {
+                self.leave(index, State::Broken);
+            }
+        }
+    }
+
     /// The end of a turn for a connection: sends what was gathered, receives where more is wanted, and
     /// forgets it where it is over.
     fn settle(&mut self, ring: &Ring, index: u16) -> Result<()> {
@@ -253,6 +269,9 @@ impl FrontEnd for Front<'_> {
     #[inline]
     fn arrived(&mut self, ring: &Ring, number: u32, result: i32) -> Result<Arrival> {
         let index = (number / 2) as u16;
+        if let Some(connection) = self.connection(index) {
+            connection.looks = 0;
+        }
         match number.is_multiple_of(2) {
             true => self.received(ring, index, result),
             false => self.sent(ring, index, result)?,
@@ -318,6 +337,9 @@ impl FrontEnd for Front<'_> {
     fn notified(&mut self, _ring: &Ring) -> Result<()> {
         while let Some(guest) = self.desk.receive() {
             self.welcome(guest);
+        }
+        if self.desk.is_to_look() {
+            self.look_around();
         }
         if let Some(at_once) = self.desk.closing() {
             self.closing = true;

@@ -19,10 +19,9 @@ impl Front<'_> {
         let request = self.pool.request(number);
         let is_short = request.op != Op::Read || request.error.is_some();
         let may = is_short || self.connection(index).is_some_and(|connection| connection.late.is_empty());
-        if !may || !self.gather(ring, number)? {
-            if let Some(connection) = self.connection(index) {
-                connection.late.push_back(number);
-            }
+        let gathered = may && self.gather(ring, number)?;
+        if !gathered && let Some(connection) = self.connection(index) {
+            connection.late.push_back(number);
         }
         self.touch(index);
         Ok(())
