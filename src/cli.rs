@@ -29,6 +29,7 @@ mod attach;
 mod background;
 mod completions;
 mod detach;
+mod disk;
 mod down;
 mod features;
 mod gc;
@@ -36,6 +37,7 @@ mod isolated;
 mod list;
 mod man;
 mod output;
+mod serve;
 mod status;
 mod up;
 
@@ -61,6 +63,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Attach(attach::Arguments),
+    Serve(serve::Arguments),
     Detach(detach::Arguments),
     Up(up::Arguments),
     Down(down::Arguments),
@@ -75,7 +78,9 @@ enum Verb {
 /// The definitions that parsing, help, completions and man pages all come from.
 fn command(table: &SpecTable) -> clap::Command {
     let specs = table.help();
-    Cli::command().mut_subcommand("attach", |attach| attach.after_help(specs))
+    Cli::command()
+        .mut_subcommand("attach", |attach| attach.after_help(specs.clone()))
+        .mut_subcommand("serve", |serve| serve.after_help(specs))
 }
 
 /// Does what this process's arguments say, with the spec types of `table`.
@@ -106,6 +111,7 @@ fn failed(error: Error) -> ExitCode {
 fn perform(verb: Verb, table: &Arc<SpecTable>, background: bool) -> Result<ExitCode> {
     match verb {
         Verb::Attach(arguments) => attach::run(arguments, table, background),
+        Verb::Serve(arguments) => serve::run(arguments, table),
         Verb::Detach(arguments) => detach::run(arguments),
         Verb::Up(arguments) => up::run(arguments, table),
         Verb::Down(arguments) => down::run(arguments),

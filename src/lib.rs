@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! cli → up → server → stack → engine → queue → backend (the trait) ← backend::{null, ram, file, …}
-//!                                             ↓
-//!                                  port → payload → io → uapi
+//!                                ↓                 ↓
+//!                               nbd     port → payload → io → uapi
 //! ```
 //!
 //! To plug in storage of your own, implement [`backend::blocking::BlockDevice`] (plain methods that
@@ -19,6 +19,7 @@ pub mod error;
 pub mod filter;
 pub mod holders;
 pub mod io;
+pub mod nbd;
 pub mod payload;
 pub mod port;
 pub mod queue;

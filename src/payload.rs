@@ -39,6 +39,8 @@ pub struct SlotState {
     in_flight: Cell<usize>,
     /// Somebody found no free entry since this was last asked.
     starved: Cell<bool>,
+    /// Somebody has the slot's payload: a task that serves a request, or the front end.
+    lent: Cell<bool>,
 }
 
 impl Default for SlotState {
@@ -50,6 +52,7 @@ impl Default for SlotState {
             }),
             in_flight: Cell::new(0),
             starved: Cell::new(false),
+            lent: Cell::new(false),
         }
     }
 }
@@ -59,6 +62,18 @@ impl SlotState {
     #[inline]
     pub fn in_flight(&self) -> usize {
         self.in_flight.get()
+    }
+
+    /// Says who has the payload; false where somebody has it already.
+    #[inline]
+    pub(crate) fn lend(&self) -> bool {
+        !self.lent.replace(true)
+    }
+
+    /// The payload is nobody's again.
+    #[inline]
+    pub(crate) fn give_back(&self) {
+        self.lent.set(false);
     }
 
     /// Books an operation that may touch `memory`; `None` while all entries are taken.

@@ -7,5 +7,6 @@ pub mod arena;
 mod linux;
 pub mod ring;
 pub mod scratch;
+pub mod stream;
 
 pub use linux::{clock, command, file, memory, notify, process, remote, signal, socket, system, thread};

@@ -71,6 +71,10 @@ pub trait FrontEnd {
         Ok(false)
     }
 
+    /// The queue has failed, and only waits for what is in flight: what the outside may never end is
+    /// to be ended.
+    fn give_up(&mut self) {}
+
     /// Whether nothing will arrive any more.
     fn finished(&self) -> bool;
 }
@@ -223,7 +227,12 @@ where
     fn drain(&mut self) {
         let depth = self.slots.slots.len() as u16;
         let mut completions = Vec::with_capacity(turn_capacity(depth));
-        while (0..depth).any(|slot| self.ring.slot(slot).in_flight() != 0) {
+        if self.ring.transfers_in_flight() != 0 {
+            self.front.give_up();
+        }
+        while self.ring.transfers_in_flight() != 0
+            || (0..depth).any(|slot| self.ring.slot(slot).in_flight() != 0)
+        {
             if self.ring.submit_and_wait().is_err() {
                 // Nothing can tell any more when the kernel lets go of this memory.
                 std::process::abort();
@@ -290,7 +299,8 @@ where
             return self.front.complete(self.ring, &io, result);
         }
         let slot = &mut self.slots.slots[usize::from(io.slot)];
-        debug_assert!(slot.io.is_none(), "a slot arrived that is in service");
+        let free = self.ring.slot(io.slot).lend();
+        debug_assert!(free && slot.io.is_none(), "a slot arrived that is in service");
         slot.io = Some(io);
         slot.task.set(Some((self.task)(io)));
         self.slots.in_service += 1;
@@ -324,6 +334,7 @@ where
             debug_assert!(io.is_some(), "a task without a request");
             if let Some(io) = io {
                 self.slots.in_service -= 1;
+                self.ring.slot(number).give_back();
                 return self.front.complete(self.ring, &io, result);
             }
         }

@@ -20,6 +20,7 @@ use crate::registry::Registry;
 
 mod clients;
 mod disk;
+pub mod exports;
 mod plan;
 mod reloading;
 mod served;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("error", &[]),
+    ("nbd", &["io", "error"]),
     ("payload", &["io"]),
     ("port", &["io", "payload"]),
     ("holders", &["port"]),
@@ -17,15 +18,18 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("backend", &["error", "holders", "io", "payload", "port"]),
     ("filter", &["backend", "error", "io", "payload", "port"]),
     ("queue", &["backend", "error", "io", "payload", "port"]),
-    ("engine", &["backend", "error", "io", "port", "queue"]),
+    ("engine", &["backend", "error", "io", "nbd", "port", "queue"]),
     ("config", &["error"]),
     ("stack", &["backend", "config", "error", "filter", "io", "queue"]),
     ("registry", &["engine", "error", "holders", "port"]),
-    ("server", &["engine", "error", "holders", "port", "queue", "registry"]),
+    ("server", &["engine", "error", "holders", "nbd", "port", "queue", "registry"]),
     ("up", &["config", "engine", "error", "port", "server", "stack"]),
     (
         "cli",
-        &["config", "engine", "error", "holders", "port", "registry", "sandbox", "server", "stack", "up"],
+        &[
+            "config", "engine", "error", "holders", "nbd", "port", "registry", "sandbox", "server", "stack",
+            "up",
+        ],
     ),
 ];
 

@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{background, output};
+use super::{background, disk, output};
 use crate::config::Spec;
-use crate::config::limits::Outside;
 use crate::engine::ublk::Options;
 use crate::error::{Error, Result};
 use crate::port::signal::Signals;
@@ -91,7 +90,7 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable, background: bool) -> 
     // What is wrong with the command line is found before a process is started for it.
     options(&arguments)?;
     table.check(&arguments.spec.parse()?)?;
-    filters(&arguments)?.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;
+    disk::filters(&arguments.filters)?.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;
     match background::start(signals)? {
         background::Outcome::Ready(ready) => print(&ready, arguments.json).map(|()| ExitCode::SUCCESS),
         background::Outcome::Interrupted(signal) => Ok(ExitCode::from(signal.exit_status())),
@@ -127,43 +126,24 @@ fn plan(arguments: &Arguments, table: &SpecTable) -> Result<Plan> {
     let (open, options) = options(arguments)?;
     let spec: Spec = arguments.spec.parse()?;
     let notes = sandbox::prepare();
-    let filters = filters(arguments)?;
+    let filters = disk::filters(&arguments.filters)?;
     let stack = table.open_with(&spec, &filters, &open)?;
     let spec = up::with_filters(&spec, &filters);
     Ok(Plan { spec, stack, options, notes })
 }
 
-fn filters(arguments: &Arguments) -> Result<Vec<Spec>> {
-    arguments.filters.iter().map(|filter| Spec::filter(filter)).collect()
-}
-
 /// What the numbers of the command line mean, all of them checked.
 fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
-    let limits = up::limits();
-    let queues = limits.queues(arguments.queues.into()).map_err(|outside| refused("--queues", outside))?;
-    let depth = limits.depth(arguments.depth.into()).map_err(|outside| refused("--depth", outside))?;
-    let id = arguments.id.map(|id| limits.id(id.into())).transpose();
-    let id = id.map_err(|outside| refused("--id", outside))?;
-    let block_size = arguments.block_size.as_deref().map(|size| limits.block_size(size)).transpose();
-    let block_size = block_size.map_err(|outside| refused("--block-size", outside))?;
+    let id = arguments.id.map(disk::id).transpose()?;
+    let block_size = arguments.block_size.as_deref().map(disk::block_size).transpose()?;
     let open = OpenOptions { read_only: arguments.read_only, block_size, engine_unit: None };
     let options = Options {
         id,
-        queues,
-        depth,
+        queues: disk::queues(arguments.queues)?,
+        depth: disk::depth(arguments.depth)?,
         partition_scan: !arguments.no_partition_scan,
         data_path: arguments.data_path.parse()?,
         registered_tags: arguments.test_registered_tags,
     };
     Ok((open, options))
-}
-
-/// The error for an option with a value that no disk can have.
-fn refused(option: &str, outside: Outside) -> Error {
-    let values: Vec<String> = outside.instead.iter().map(|value| format!("{option} {value}")).collect();
-    let cure = match values.is_empty() {
-        true => format!("leave {option} out, or give another"),
-        false => format!("ask for {}", values.join(" or ")),
-    };
-    Error::invalid(outside.what, outside.why).cure(cure)
 }

@@ -9,6 +9,7 @@ pub mod process;
 pub mod remote;
 pub mod signal;
 pub mod socket;
+pub mod stream;
 pub mod system;
 pub mod thread;
 pub(super) mod uring;

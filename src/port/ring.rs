@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::linux::uring::Uring;
+use super::stream::Transfers;
 use crate::io::Errno;
 use crate::payload::{OPERATIONS_PER_SLOT, Payload, Place, SlotState};
 use crate::port::clock;
@@ -49,6 +50,11 @@ pub(super) enum Entry {
     Allocate { file: FixedFile, mode: AllocateMode, offset: u64, len: u64 },
     /// Completes when so many nanoseconds have passed.
     Timeout { nanoseconds: u64 },
+    /// What a socket has received, at most `len` bytes to `start`; with `all` not fewer, unless the
+    /// stream ends.
+    Receive { socket: RawFd, start: *mut u8, len: u32, all: bool },
+    /// All of `len` bytes from `start`; with `more` something follows at once.
+    Send { socket: RawFd, start: *const u8, len: u32, more: bool },
     /// Completes when another thread has left a message.
     Wake,
 }
@@ -105,6 +111,7 @@ pub struct Ring(Rc<Inner>);
 struct Inner {
     driver: RefCell<Uring>,
     slots: Box<[SlotState]>,
+    transfers: Transfers,
     remote: Arc<Remote>,
     buffers_registered: Cell<bool>,
     next_file: Cell<u32>,
@@ -129,6 +136,7 @@ impl Ring {
         Ok(Ring(Rc::new(Inner {
             driver: RefCell::new(driver),
             slots: (0..slots).map(|_| SlotState::default()).collect(),
+            transfers: Transfers::default(),
             remote,
             buffers_registered: Cell::new(false),
             next_file: Cell::new(0),
@@ -205,6 +213,18 @@ impl Ring {
     pub fn completions(&self, into: &mut Vec<Completion>) {
         into.clear();
         self.0.driver.borrow_mut().reap(into);
+        if self.0.transfers.in_flight() != 0 {
+            for completion in into.iter() {
+                if let Token::Front(number) = completion.token {
+                    self.transfer_ended(number, completion.result);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn transfers(&self) -> &Transfers {
+        &self.0.transfers
     }
 
     /// A command of the front end: an opcode of a driver on a registered file, its 16 bytes, and
@@ -222,7 +242,7 @@ impl Ring {
     }
 
     #[inline]
-    fn push(&self, entry: Entry, token: Token) -> io::Result<()> {
+    pub(super) fn push(&self, entry: Entry, token: Token) -> io::Result<()> {
         self.0.driver.borrow_mut().push(entry, token)
     }
 

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::io;
 
-use crate::io::{Errno, Io, Op};
+use crate::io::{Errno, Flags, Io, Op};
 use crate::payload::Payload;
 use crate::port::memory::{HugePages, Mapping};
 use crate::port::ring::Ring;
@@ -81,6 +81,33 @@ impl Buffers {
         self.slot_size * usize::from(slot)
     }
 
+    /// Bytes in a slot's buffer.
+    #[inline]
+    pub fn slot_size(&self) -> usize {
+        self.slot_size
+    }
+
+    /// Lets the front end at the first `len` bytes of a slot that is not in service. EBUSY where it is,
+    /// EINVAL where the slot has fewer.
+    #[inline]
+    pub fn with_slot<R>(
+        &self,
+        ring: &Ring,
+        slot: u16,
+        len: usize,
+        look: impl FnOnce(Payload<'_>) -> R,
+    ) -> Result<R, Errno> {
+        let flags = Flags::empty();
+        let io = Io { op: Op::Read, flags, offset: 0, len: len as u64, slot };
+        let payload = self.payload(ring, &io)?;
+        if !ring.slot(slot).lend() {
+            return Err(Errno::EBUSY);
+        }
+        let result = look(payload);
+        ring.slot(slot).give_back();
+        Ok(result)
+    }
+
     /// The payload of a request: all bytes it carries, at the start of its slot's buffer.
     #[inline]
     pub(crate) fn payload<'s>(&'s self, ring: &'s Ring, io: &Io) -> Result<Payload<'s>, Errno> {
@@ -97,7 +124,8 @@ impl Buffers {
         let registered = ring.registered_index(offset, self.slot_size);
         // SAFETY: touched, so initialised; mapped as long as 's, which covers the loop, and the
         // loop ends only when no operation is in flight. One request at a time has a slot: the
-        // loop makes a payload for serve_now, drops it, and only then one for the task.
+        // loop makes a payload for serve_now, drops it, and only then one for the task, to which the
+        // slot is lent; `with_slot` makes one only while nobody has it.
         Ok(unsafe { Payload::new(start, len, ring.slot(io.slot), io.slot, registered) })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::{Created, Direct, File, Options};
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
-use crate::io::{Capabilities, Errno, Geometry, SECTOR_SIZE, SegmentLimits};
+use crate::io::{Capabilities, Errno, Geometry, SegmentLimits};
 use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::file::{self, DirectAlignment, FileKind, How};
 
@@ -42,9 +42,9 @@ pub(super) fn open(options: &Options) -> Result<File> {
     let Opened { file, direct } = open_locked(options, kind, &mut notes)?;
     let file_size = settle_size(&file, options, kind, created.is_some(), &mut notes)?;
     // Where direct I/O was insisted on, its blocks may be larger than those that were asked for.
-    let needed = direct.map_or(512, |needed| needed.offset.max(512));
+    let needed = direct.map_or(options.unit, |needed| needed.offset.max(512));
     let logical_block_size = options.block_size.map_or(needed, |wanted| wanted.max(needed));
-    let size = whole_blocks(options, file_size, logical_block_size, &mut notes)?;
+    let size = whole_blocks(path, file_size, logical_block_size)?;
 
     let physical = match kind {
         FileKind::BlockDevice => file::block_sizes(&file).map_err(|error| failed(path, error))?.1,
@@ -197,10 +197,9 @@ fn better_cached(options: &Options, file: &StdFile, needed: DirectAlignment) -> 
         return Ok(Some(format!("direct I/O on it needs blocks of {block} bytes, not {wanted}")));
     }
     let size = file::size(file).map_err(|error| failed(&options.path, error))?.max(options.size.unwrap_or(0));
-    // What is behind the last sector is of no use in either way.
-    let sectors = size - size % SECTOR_SIZE;
-    let lost = !sectors.is_multiple_of(u64::from(block));
-    Ok(lost
+    // What is no whole number of blocks in either way is refused later.
+    let is_odd = !size.is_multiple_of(u64::from(block)) && size.is_multiple_of(u64::from(options.unit));
+    Ok(is_odd
         .then(|| format!("direct I/O on it needs blocks of {block} bytes, and its {size} are no multiple")))
 }
 
@@ -294,16 +293,9 @@ fn settle_size(
     }
 }
 
-/// The size in whole blocks.
-fn whole_blocks(options: &Options, size: u64, block_size: u32, notes: &mut Vec<String>) -> Result<u64> {
-    let path = options.path.as_path();
+/// The size, a whole number of blocks.
+fn whole_blocks(path: &Path, size: u64, block_size: u32) -> Result<u64> {
     let block = u64::from(block_size);
-    let left_over = size % block;
-    if options.round_down && left_over != 0 && size > block {
-        notes
-            .push(format!("file: the last {left_over} of its {size} bytes are no whole block and not shown"));
-        return Ok(size - left_over);
-    }
     if size == 0 {
         return Err(Error::invalid(what(path), "it is empty, its size is 0")
             .cure(format!("say how large the disk is to be: file:{},size=10G", path.display())));

@@ -122,8 +122,8 @@ impl Uring {
     pub fn push(&mut self, entry: Entry, token: Token) -> io::Result<()> {
         let entry = self.prepare(entry, token)?.user_data(token.pack());
         loop {
-            // SAFETY: what an entry points at belongs to a slot (or to the ring itself), and is
-            // neither reused nor unmapped before its completion was reaped.
+            // SAFETY: what an entry points at belongs to a slot or a transfer (or to the ring itself),
+            // and is neither reused nor unmapped before its completion was reaped.
             if unsafe { self.uring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
@@ -182,6 +182,16 @@ impl Uring {
                 let timer = place.ok_or(io::ErrorKind::InvalidInput)?;
                 *timer = Duration::from_nanos(nanoseconds).into();
                 opcode::Timeout::new(timer).build()
+            }
+            Entry::Receive { socket, start, len, all } => {
+                let flags = if all { libc::MSG_WAITALL } else { 0 };
+                opcode::Recv::new(types::Fd(socket), start, len).flags(flags).build()
+            }
+            Entry::Send { socket, start, len, more } => {
+                // WAITALL: the kernel goes on by itself where it could send only a part.
+                let more = if more { libc::MSG_MORE } else { 0 };
+                let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | more;
+                opcode::Send::new(types::Fd(socket), start, len).flags(flags).build()
             }
             Entry::Wake => {
                 let counter = std::ptr::from_mut::<u64>(&mut self.wake_counter).cast::<u8>();
