@@ -11,6 +11,7 @@ use crate::payload::Payload;
 use crate::port::ring::Ring;
 
 pub mod blocking;
+pub mod dynamic;
 pub mod file;
 pub mod null;
 pub mod ram;

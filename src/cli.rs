@@ -18,6 +18,7 @@
 //! One module a verb; a verb parses, calls and prints, and does nothing else.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -28,13 +29,17 @@ mod attach;
 mod background;
 mod completions;
 mod detach;
+mod disk;
+mod down;
 mod features;
 mod gc;
 mod isolated;
 mod list;
 mod man;
 mod output;
+mod serve;
 mod status;
+mod up;
 
 /// The name of the command, in help texts and file names.
 const NAME: &str = "blockhaus";
@@ -43,7 +48,7 @@ const NAME: &str = "blockhaus";
 ///
 /// blockhaus shows the kernel a disk, /dev/ublkbN, and serves it from memory, from a file or block
 /// device, or from a backend of your own. Each disk has a server process of its own, so that a
-/// crash takes one disk and no other. The command line talks to these servers over sockets in
+/// crash takes one disk and no other, unless `up` serves many from one file. The command line talks to these servers over sockets in
 /// /run/blockhaus (or the folder named in BLOCKHAUS_RUN_DIR).
 #[derive(Debug, Parser)]
 #[command(name = NAME, version, propagate_version = true, max_term_width = 100)]
@@ -58,7 +63,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Attach(attach::Arguments),
+    Serve(serve::Arguments),
     Detach(detach::Arguments),
+    Up(up::Arguments),
+    Down(down::Arguments),
     List(list::Arguments),
     Status(status::Arguments),
     Features(features::Arguments),
@@ -70,7 +78,9 @@ enum Verb {
 /// The definitions that parsing, help, completions and man pages all come from.
 fn command(table: &SpecTable) -> clap::Command {
     let specs = table.help();
-    Cli::command().mut_subcommand("attach", |attach| attach.after_help(specs))
+    Cli::command()
+        .mut_subcommand("attach", |attach| attach.after_help(specs.clone()))
+        .mut_subcommand("serve", |serve| serve.after_help(specs))
 }
 
 /// Does what this process's arguments say, with the spec types of `table`.
@@ -90,7 +100,7 @@ pub fn run(table: SpecTable) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    perform(cli.verb, &table, background).unwrap_or_else(failed)
+    perform(cli.verb, &Arc::new(table), background).unwrap_or_else(failed)
 }
 
 fn failed(error: Error) -> ExitCode {
@@ -98,10 +108,13 @@ fn failed(error: Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn perform(verb: Verb, table: &SpecTable, background: bool) -> Result<ExitCode> {
+fn perform(verb: Verb, table: &Arc<SpecTable>, background: bool) -> Result<ExitCode> {
     match verb {
         Verb::Attach(arguments) => attach::run(arguments, table, background),
+        Verb::Serve(arguments) => serve::run(arguments, table),
         Verb::Detach(arguments) => detach::run(arguments),
+        Verb::Up(arguments) => up::run(arguments, table),
+        Verb::Down(arguments) => down::run(arguments),
         Verb::List(arguments) => list::run(arguments),
         Verb::Status(arguments) => status::run(arguments),
         Verb::Features(arguments) => features::run(arguments),

@@ -1,4 +1,4 @@
-//! What a person types: specs (`type:arg,key=value,…`) and sizes.
+//! What a person types: specs (`type:arg,key=value,…`), sizes, and the file of `up`.
 //!
 //! Everything here is total: any text gives a value or an error that says what is wrong with it.
 
@@ -6,6 +6,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+
+pub mod changes;
+pub mod file;
+pub mod limits;
+pub mod nearest;
+mod section;
 
 /// Longest spec that is looked at.
 const MAX_SPEC_LEN: usize = 16 << 10;
@@ -18,9 +24,31 @@ pub struct Spec {
     kind: String,
     arg: String,
     options: Vec<(String, String)>,
+    noun: Noun,
+}
+
+/// What a text names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Noun {
+    Spec,
+    Filter,
+}
+
+impl Noun {
+    fn named(self, text: impl fmt::Display) -> String {
+        match self {
+            Noun::Spec => format!("bad spec {text}"),
+            Noun::Filter => format!("bad filter {text}"),
+        }
+    }
 }
 
 impl Spec {
+    /// A filter, written `name,key=value,…`.
+    pub fn filter(text: &str) -> Result<Spec> {
+        Spec::parse(text, Noun::Filter)
+    }
+
     /// The spec type, `ram` of `ram:1G`.
     pub fn kind(&self) -> &str {
         &self.kind
@@ -65,6 +93,30 @@ impl Spec {
         }
     }
 
+    /// The value of `key` as a whole number, where it was given.
+    pub fn number(&self, key: &str) -> Result<Option<u64>> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        match text.parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => {
+                let why = format!("{key}={text} is not a whole number from 0 to {}", u64::MAX);
+                Err(Error::invalid(self.named(), why).cure(format!("write, for example, {key}=100")))
+            }
+        }
+    }
+
+    /// The value of `key` as a probability, from 0 to 1, where it was given.
+    pub fn probability(&self, key: &str) -> Result<Option<f64>> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        match text.parse() {
+            Ok(number) if (0.0..=1.0).contains(&number) => Ok(Some(number)),
+            _ => {
+                let why = format!("{key}={text} is not a number from 0 to 1");
+                Err(Error::invalid(self.named(), why).cure(format!("write, for example, {key}=0.01")))
+            }
+        }
+    }
+
     /// The value of `key` as yes or no, where it was given.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.choice(key, &[("yes", true), ("no", false)])
@@ -83,7 +135,7 @@ impl Spec {
 
     /// How an error names this spec.
     pub fn named(&self) -> String {
-        format!("bad spec {self}")
+        self.noun.named(self)
     }
 }
 
@@ -91,12 +143,20 @@ impl FromStr for Spec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Spec> {
-        let bad = |why: &str| Error::invalid(format!("bad spec {text:?}"), why);
+        Spec::parse(text, Noun::Spec)
+    }
+}
+
+impl Spec {
+    fn parse(text: &str, noun: Noun) -> Result<Spec> {
+        let bad = |why: &str| Error::invalid(noun.named(format_args!("{text:?}")), why);
         if text.is_empty() {
-            return Err(Error::invalid("bad spec \"\"", "it is empty").cure("write, for example, ram:1G"));
+            let example = if noun == Noun::Spec { "ram:1G" } else { "throttle,iops=1000" };
+            return Err(bad("it is empty").cure(format!("write, for example, {example}")));
         }
         if text.len() > MAX_SPEC_LEN {
-            return Err(Error::invalid("bad spec", format!("it is longer than {MAX_SPEC_LEN} bytes")));
+            let why = format!("it is longer than {MAX_SPEC_LEN} bytes");
+            return Err(Error::invalid(noun.named("").trim_end(), why));
         }
         if text.contains('\0') {
             return Err(bad("it contains a NUL byte"));
@@ -107,6 +167,10 @@ impl FromStr for Spec {
             Some((kind, arg)) => (kind.to_owned(), arg.to_owned()),
             None => (head, String::new()),
         };
+        if !is_name(&kind) && noun == Noun::Filter {
+            let cure = "write name,key=value, for example throttle,iops=1000";
+            return Err(bad("it does not begin with the name of a filter").cure(cure));
+        }
         if !is_name(&kind) {
             return Err(guess_type(text, &kind));
         }
@@ -124,7 +188,7 @@ impl FromStr for Spec {
             }
             options.push((key.to_owned(), value.to_owned()));
         }
-        Ok(Spec { kind, arg, options })
+        Ok(Spec { kind, arg, options, noun })
     }
 }
 
@@ -299,7 +363,7 @@ mod tests {
             arg in "[^\u{0}]{0,20}",
             options in proptest::collection::btree_map("[a-z][a-z0-9_-]{0,6}", "[^\u{0}]{0,12}", 0..4),
         ) {
-            let spec = Spec { kind, arg, options: options.into_iter().collect() };
+            let spec = Spec { kind, arg, options: options.into_iter().collect(), noun: Noun::Spec };
             prop_assert_eq!(spec.to_string().parse::<Spec>().unwrap(), spec);
         }
 

@@ -1,4 +1,5 @@
 //! Engines: each turns the outside's requests into [`Io`](crate::io::Io)s for a stack. None names
 //! a backend.
 
+pub mod nbd;
 pub mod ublk;

@@ -3,9 +3,9 @@
 //! Arrows point one way:
 //!
 //! ```text
-//! cli → server → stack → engine → queue → backend (the trait) ← backend::{null, ram, file, …}
-//!                                             ↓
-//!                                  port → payload → io → uapi
+//! cli → up → server → stack → engine → queue → backend (the trait) ← backend::{null, ram, file, …}
+//!                                ↓                 ↓
+//!                               nbd     port → payload → io → uapi
 //! ```
 //!
 //! To plug in storage of your own, implement [`backend::blocking::BlockDevice`] (plain methods that
@@ -16,8 +16,10 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod filter;
 pub mod holders;
 pub mod io;
+pub mod nbd;
 pub mod payload;
 pub mod port;
 pub mod queue;
@@ -25,3 +27,4 @@ pub mod registry;
 pub mod sandbox;
 pub mod server;
 pub mod stack;
+pub mod up;

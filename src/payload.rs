@@ -37,6 +37,10 @@ struct Entry {
 pub struct SlotState {
     entries: [Entry; OPERATIONS_PER_SLOT],
     in_flight: Cell<usize>,
+    /// Somebody found no free entry since this was last asked.
+    starved: Cell<bool>,
+    /// Somebody has the slot's payload: a task that serves a request, or the front end.
+    lent: Cell<bool>,
 }
 
 impl Default for SlotState {
@@ -47,6 +51,8 @@ impl Default for SlotState {
                 memory: Cell::new((0, 0)),
             }),
             in_flight: Cell::new(0),
+            starved: Cell::new(false),
+            lent: Cell::new(false),
         }
     }
 }
@@ -58,15 +64,42 @@ impl SlotState {
         self.in_flight.get()
     }
 
+    /// Says who has the payload; false where somebody has it already.
+    #[inline]
+    pub(crate) fn lend(&self) -> bool {
+        !self.lent.replace(true)
+    }
+
+    /// The payload is nobody's again.
+    #[inline]
+    pub(crate) fn give_back(&self) {
+        self.lent.set(false);
+    }
+
     /// Books an operation that may touch `memory`; `None` while all entries are taken.
     #[inline]
     pub(crate) fn begin(&self, memory: Range<usize>) -> Option<u8> {
-        let index = self.entries.iter().position(|entry| entry.state.get() == State::Free)?;
+        let Some(index) = self.free() else {
+            self.starved.set(true);
+            return None;
+        };
         let entry = &self.entries[index];
         entry.state.set(State::InFlight);
         entry.memory.set((memory.start, memory.end));
         self.in_flight.set(self.in_flight.get() + 1);
         Some(index as u8)
+    }
+
+    #[inline]
+    fn free(&self) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.state.get() == State::Free)
+    }
+
+    /// Whether somebody found no free entry and now there is one: an entry becomes free when its
+    /// result is taken, perhaps after its neighbour in the same task was polled in vain.
+    #[inline]
+    pub(crate) fn can_go_on(&self) -> bool {
+        self.starved.get() && self.starved.replace(false) && self.free().is_some()
     }
 
     /// The operation came back with `result`.
@@ -244,6 +277,21 @@ impl<'s> Payload<'s> {
         Ok((Payload { len: middle, ..self }, Payload { start: second, len, ..self }))
     }
 
+    /// Deals it out to several lanes, as cards: the first piece has `first` bytes, those after it
+    /// `piece` bytes, the last what is left; lane 0 gets the pieces 0, `lanes`, 2 × `lanes` and so on.
+    /// EINVAL where one of the numbers is 0.
+    pub fn deal(
+        self,
+        first: usize,
+        piece: usize,
+        lanes: usize,
+    ) -> Result<impl Iterator<Item = Lane<'s>>, Errno> {
+        if first == 0 || piece == 0 || lanes == 0 {
+            return Err(Errno::EINVAL);
+        }
+        Ok((0..lanes).map(move |next| Lane { whole: Payload { ..self }, first, piece, lanes, next }))
+    }
+
     #[inline]
     pub(crate) fn place(&self) -> Place {
         Place { start: self.start, len: self.len, slot: self.slot, registered: self.registered }
@@ -253,6 +301,36 @@ impl<'s> Payload<'s> {
     #[inline]
     pub fn slot(&self) -> u16 {
         self.slot
+    }
+}
+
+/// Every so-manyth piece of a payload; no two lanes of one deal have a byte in common.
+#[derive(Debug)]
+pub struct Lane<'s> {
+    whole: Payload<'s>,
+    first: usize,
+    piece: usize,
+    lanes: usize,
+    /// Number of the piece that comes next.
+    next: usize,
+}
+
+impl<'s> Iterator for Lane<'s> {
+    type Item = Payload<'s>;
+
+    fn next(&mut self) -> Option<Payload<'s>> {
+        let whole = &self.whole;
+        let before = |number: usize| match number.checked_sub(1) {
+            None => Some(0),
+            Some(pieces) => pieces.checked_mul(self.piece)?.checked_add(self.first),
+        };
+        let start = before(self.next)?;
+        let end = before(self.next + 1)?.min(whole.len);
+        if start >= end {
+            return None;
+        }
+        self.next += self.lanes;
+        Some(Payload { start: whole.start.wrapping_add(start), len: end - start, ..*whole })
     }
 }
 
@@ -290,7 +368,10 @@ mod tests {
         assert_eq!(state.begin(0..0), None);
         state.finish(taken[5], -5);
         assert_eq!(state.begin(0..0), None, "a result that nobody took keeps its entry");
+        assert!(!state.can_go_on(), "nothing is free yet");
+        assert_eq!(state.begin(0..0), None);
         assert_eq!(state.take(taken[5]), Some(-5));
+        assert!(state.can_go_on() && !state.can_go_on(), "once is enough");
         assert_eq!(state.take(taken[5]), None);
         assert_eq!(state.begin(0..0), Some(5));
         assert_eq!(state.in_flight(), OPERATIONS_PER_SLOT);
@@ -306,6 +387,25 @@ mod tests {
         assert!(part.is_hidden() && part.bytes().is_err());
         let place = part.place();
         assert_eq!((place.start as usize, place.len, place.registered), (512, 512, Some(9)));
+    }
+
+    #[test]
+    fn what_is_dealt_out_is_everything_once() {
+        for (first, piece, lanes) in [(512, 1024, 3), (4096, 512, 2), (1024, 512, 8), (9999, 1, 2)] {
+            with_payload(|payload, _| {
+                let mut lanes: Vec<Lane<'_>> = payload.deal(first, piece, lanes).unwrap().collect();
+                let mut offset = 0;
+                for number in 0.. {
+                    let lane = number % lanes.len();
+                    let Some(part) = lanes[lane].next() else { break };
+                    assert_eq!(part.place().start as usize - lanes[0].whole.start as usize, offset);
+                    offset += part.len();
+                }
+                assert_eq!(offset, 4096);
+                assert!(lanes.iter_mut().all(|lane| lane.next().is_none()));
+            });
+        }
+        with_payload(|payload, _| assert!(payload.deal(512, 0, 1).is_err()));
     }
 
     #[test]

@@ -3,14 +3,17 @@
 //! Nothing above this module names `libc`, `io_uring`, `nix`, `std::thread` or `std::time`; a test
 //! keeps it so. The simulated twin of what is here is `port/sim`, compiled for tests alone.
 
+pub mod arena;
 mod linux;
 pub mod ring;
+pub mod scratch;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod stream;
 
 #[cfg(not(feature = "sim"))]
 pub use linux::{channel, command, file, node, system, thread};
-pub use linux::{clock, memory, process, remote, signal, socket};
+pub use linux::{clock, memory, notify, process, remote, signal, socket};
 #[cfg(feature = "sim")]
 pub use sim::{channel, command, file, node, system, thread};
 

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use crate::backend::dynamic::Dynamic;
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
 use crate::io::{Admission, Capabilities, Errno, Geometry, Io, IoResult, Op};
@@ -70,6 +71,10 @@ pub trait FrontEnd {
         Ok(false)
     }
 
+    /// The queue has failed, and only waits for what is in flight: what the outside may never end is
+    /// to be ended.
+    fn give_up(&mut self) {}
+
     /// Whether nothing will arrive any more.
     fn finished(&self) -> bool;
 }
@@ -90,6 +95,8 @@ pub trait Stack: Send + Sync {
     fn close(&self) -> Result<()>;
     /// Serves one queue on this thread until its front end has finished.
     fn serve(&self, context: &QueueContext<'_>, buffers: &Buffers, front: &mut dyn FrontEnd) -> Result<()>;
+    /// As a backend, for a filter to stand on.
+    fn into_backend(self: Arc<Self>) -> Dynamic;
 }
 
 impl<B: Backend> Stack for B {
@@ -146,6 +153,10 @@ impl<B: Backend> Stack for B {
         let result = turns.run();
         turns.drain();
         result
+    }
+
+    fn into_backend(self: Arc<Self>) -> Dynamic {
+        Dynamic::new(self)
     }
 }
 
@@ -216,7 +227,12 @@ where
     fn drain(&mut self) {
         let depth = self.slots.slots.len() as u16;
         let mut completions = Vec::with_capacity(turn_capacity(depth));
-        while (0..depth).any(|slot| self.ring.slot(slot).in_flight() != 0) {
+        if self.ring.transfers_in_flight() != 0 {
+            self.front.give_up();
+        }
+        while self.ring.transfers_in_flight() != 0
+            || (0..depth).any(|slot| self.ring.slot(slot).in_flight() != 0)
+        {
             if self.ring.submit_and_wait().is_err() {
                 // Nothing can tell any more when the kernel lets go of this memory.
                 std::process::abort();
@@ -283,7 +299,8 @@ where
             return self.front.complete(self.ring, &io, result);
         }
         let slot = &mut self.slots.slots[usize::from(io.slot)];
-        debug_assert!(slot.io.is_none(), "a slot arrived that is in service");
+        let free = self.ring.slot(io.slot).lend();
+        debug_assert!(free && slot.io.is_none(), "a slot arrived that is in service");
         slot.io = Some(io);
         slot.task.set(Some((self.task)(io)));
         self.slots.in_service += 1;
@@ -301,11 +318,13 @@ where
     #[inline]
     fn advance(&mut self, number: u16) -> Result<()> {
         let slot = &mut self.slots.slots[usize::from(number)];
-        if let Some(task) = slot.task.as_mut().as_pin_mut()
-            && let Poll::Ready(result) = task.poll(&mut Context::from_waker(&slot.waker))
-        {
-            slot.task.set(None);
-            slot.result = Some(result);
+        while let Some(task) = slot.task.as_mut().as_pin_mut() {
+            if let Poll::Ready(result) = task.poll(&mut Context::from_waker(&slot.waker)) {
+                slot.task.set(None);
+                slot.result = Some(result);
+            } else if !self.ring.slot(number).can_go_on() {
+                break;
+            }
         }
         if let Some(result) = slot.result
             && self.ring.slot(number).in_flight() == 0
@@ -315,6 +334,7 @@ where
             debug_assert!(io.is_some(), "a task without a request");
             if let Some(io) = io {
                 self.slots.in_service -= 1;
+                self.ring.slot(number).give_back();
                 return self.front.complete(self.ring, &io, result);
             }
         }

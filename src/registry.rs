@@ -26,6 +26,7 @@ pub mod collect;
 pub mod control;
 pub mod detach;
 pub mod devices;
+pub mod down;
 pub mod isolated;
 pub mod survey;
 
@@ -68,6 +69,8 @@ pub struct Entry {
     pub node: Option<u64>,
     /// What the server said when it was ready.
     pub report: Option<Report>,
+    /// The file that names the device, where its server is one of `up`.
+    pub config: Option<PathBuf>,
 }
 
 impl Entry {
@@ -87,6 +90,7 @@ impl Entry {
             started_since_boot: clock::seconds_since_boot(),
             node: devices::node(id),
             report: None,
+            config: None,
         }
     }
 
@@ -105,6 +109,7 @@ impl Entry {
         clock::seconds_since_boot().saturating_sub(self.started_since_boot)
     }
 
+    /// Whether one process serves this device and that of the other entry.
     fn is_same(&self, other: &Entry) -> bool {
         (self.pid, self.pid_start, &self.boot) == (other.pid, other.pid_start, &other.boot)
     }

@@ -1,30 +1,35 @@
-//! The main thread of a process that serves one device.
+//! The main thread of a process that serves devices: one for `attach`, many for `up`.
 //!
-//! It never blocks for long: what can take its time (start, stop) runs on a thread of its own,
-//! while this one answers signals and the control socket.
+//! It never blocks for long: what can take its time (opening, starting, stopping, reading the file
+//! again) runs on threads of their own, while this one answers signals and the control sockets.
+//! What becomes of one device is in `server/served.rs`, what concerns all of them is here.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, channel};
 
-use crate::engine::ublk::{Device, Report};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::port::clock::{self, Deadline, Duration};
+use crate::port::notify::Notifier;
 use crate::port::signal::{Signal, Signals};
 use crate::port::{socket, thread};
-use crate::registry::control::State;
-use crate::registry::{Entry, Registry, devices};
+use crate::registry::Registry;
 
 mod clients;
+mod disk;
+pub mod exports;
 mod plan;
+mod reloading;
+mod served;
 mod stopping;
 
-pub use plan::{Plan, Ready};
+pub use plan::{Change, Job, Key, Plan, Ready, Service, Source};
 
-use clients::Clients;
+use reloading::Reloading;
+use served::{Around, Event, Phase, Served, What};
 use stopping::Stopped;
 
 /// How often the main thread looks whether a queue has failed.
@@ -33,29 +38,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// For how long after a refused signal the next one forces.
 const SECOND_SIGNAL: Duration = Duration::from_secs(60);
 
-/// How long the nodes of a deleted device may stay.
-const NODES_GONE: Duration = Duration::from_secs(1);
-
-/// How long clients have to take their last reply.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 /// Says something to whoever reads the log. Losing it is better than ending a disk over it, which
 /// is what `eprintln` would do when nobody reads any more.
 pub fn log(text: &str) {
     let _ = writeln!(std::io::stderr(), "blockhaus: {} {text}", clock::utc_now());
-}
-
-/// What the other threads tell the main one.
-enum Event {
-    Added(Box<Entry>, UnixListener),
-    Started(Result<Box<Device>>),
-    Stopped(Stopped),
-}
-
-enum Phase {
-    Starting,
-    Live(Box<Device>),
-    Stopping,
 }
 
 /// Serves a device until it is detached or a signal ends it. `signals` were blocked before any
@@ -67,273 +53,272 @@ pub fn run(
     registry: Registry,
     ready: &mut dyn FnMut(&Ready) -> Result<()>,
 ) -> Result<()> {
+    run_all(Service::of(plan), signals, registry, &mut |devices| devices.iter().try_for_each(&mut *ready))
+}
+
+/// As [`run`], with as many devices as there are in `service`. It ends when the last of them is
+/// gone; when one cannot be had at the start, there is none.
+pub fn run_all(
+    service: Service,
+    signals: Signals,
+    registry: Registry,
+    ready: &mut dyn FnMut(&[Ready]) -> Result<()>,
+) -> Result<()> {
     let _guard = thread::AbortOnPanic;
     registry.create()?;
-    let mut server = Server::new(registry, signals)?;
-    server.start(plan)?;
-    let result = loop {
-        if let Some(result) = server.turn(ready)? {
-            break result;
-        }
-    };
-    server.end(&result);
-    result
+    let mut server = Server::new(service, registry, signals, Arc::new(disk::ublk))?;
+    while !server.turn(ready)? {}
+    server.notifier.stopping();
+    server.error.map_or(Ok(()), Err)
 }
 
 struct Server {
-    registry: Registry,
+    around: Around,
     signals: Signals,
-    clients: Clients,
-    phase: Phase,
-    entry: Option<Box<Entry>>,
-    notes: Vec<String>,
-    /// The last that the engine said, for the time when it cannot be asked.
-    report: Option<Report>,
+    served: Vec<Served>,
+    reloading: Reloading,
+    notifier: Notifier,
     events: Receiver<Event>,
-    sender: Sender<Event>,
-    woken: std::fs::File,
-    waker: Arc<Mutex<std::fs::File>>,
-    /// Somebody wants to end before it has begun.
-    cancelled: Arc<AtomicBool>,
-    /// The stop that is under way no longer asks who uses the disk.
-    force: Arc<AtomicBool>,
+    woken: File,
     /// The last signal was refused; until then another one forces.
     refused: Option<Deadline>,
-    /// Whoever waited for the disk has it.
+    /// Whoever waited for the disks has them.
     handed_over: bool,
-    /// What made us stop, where it was not a wish.
-    failure: Option<Error>,
+    /// All devices are to go, and none is to come.
+    ending: bool,
+    /// Why the process ends, where it was not a wish.
+    error: Option<Error>,
 }
 
 impl Server {
-    fn new(registry: Registry, signals: Signals) -> Result<Server> {
+    fn new(service: Service, registry: Registry, signals: Signals, make: disk::Make) -> Result<Server> {
         let (woken, waker) =
             socket::wake_pipe().map_err(|error| Error::system("cannot make the server's pipe", error))?;
         let (sender, events) = channel();
         Ok(Server {
-            registry,
+            around: Around::new(registry, service.config, make, sender, waker),
             signals,
-            clients: Clients::default(),
-            phase: Phase::Starting,
-            entry: None,
-            notes: Vec::new(),
-            report: None,
+            served: service.jobs.into_iter().map(Served::new).collect(),
+            reloading: Reloading::new(service.source),
+            notifier: service.notifier,
             events,
-            sender,
             woken,
-            waker: Arc::new(Mutex::new(waker)),
-            cancelled: Arc::default(),
-            force: Arc::default(),
             refused: None,
             handed_over: false,
-            failure: None,
+            ending: false,
+            error: None,
         })
     }
 
-    /// What a thread calls to hand an event to the main one.
-    fn teller(&self) -> impl Fn(Event) + Send + use<> {
-        let (sender, waker) = (self.sender.clone(), self.waker.clone());
-        move |event| {
-            // The main thread lives as long as the process; a full pipe wakes it as well.
-            let _ = sender.send(event);
-            if let Ok(mut waker) = waker.lock() {
-                let _ = waker.write(&[1]);
-            }
-        }
-    }
-
-    fn start(&mut self, mut plan: Plan) -> Result<()> {
-        self.notes = std::mem::take(&mut plan.notes);
-        let (tell, registry, cancelled) = (self.teller(), self.registry.clone(), self.cancelled.clone());
-        let body = move || {
-            let mut added = |id| {
-                if cancelled.load(Ordering::Relaxed) {
-                    return Err(interrupted());
-                }
-                let (entry, listener) = announce(&registry, id, &plan.spec)?;
-                tell(Event::Added(Box::new(entry), listener));
-                Ok(())
-            };
-            let started = Device::start(plan.stack, &plan.options, &mut added);
-            tell(Event::Started(started.map(Box::new)));
-        };
-        let thread = thread::spawn("start".into(), body);
-        thread.map(drop).map_err(|error| Error::system("cannot make a thread", error))
-    }
-
-    /// Waits for something to happen and deals with it. A value ends the server.
-    fn turn(&mut self, ready: &mut dyn FnMut(&Ready) -> Result<()>) -> Result<Option<Result<()>>> {
+    /// Waits for something to happen and deals with it. True when there is nothing left to serve.
+    fn turn(&mut self, ready: &mut dyn FnMut(&[Ready]) -> Result<()>) -> Result<bool> {
+        self.start_waiting();
         let mut polled = vec![(self.signals.as_fd(), false), (self.woken.as_fd(), false)];
-        polled.extend(self.clients.polled());
+        polled.extend(self.served.iter().flat_map(|served| served.clients.polled()));
         socket::poll(&polled, LOOK_EVERY).map_err(|error| Error::system("cannot wait for events", error))?;
         drop(polled);
         while let Some(signal) = self.signals.take() {
             self.signalled(signal);
         }
-        let _ = std::io::Read::read(&mut self.woken, &mut [0; 64]);
+        let _ = self.woken.read(&mut [0; 64]);
         while let Ok(event) = self.events.try_recv() {
-            if let Some(result) = self.happened(event, ready) {
-                return Ok(Some(result));
-            }
+            self.happened(event);
         }
-        if let Phase::Live(device) = &self.phase
-            && let Some(failure) = device.failure()
+        // Before anybody can change it again: who waits for the disks hears of each of them.
+        self.hand_over(ready);
+        for served in &mut self.served {
+            served.look_for_failure(&self.around);
+        }
+        let wishes: Vec<_> =
+            self.served.iter_mut().flat_map(|served| served.serve_clients(&self.around)).collect();
+        if let Some(wish) =
+            wishes.into_iter().filter(|wish| wish.all).reduce(|a, b| if a.force { a } else { b })
         {
-            log(&format!("{} has failed: {failure}", device.path().display()));
-            let what = format!("{} has failed", device.path().display());
-            self.failure = Some(Error::new(Kind::Failed, what, failure));
-            self.stop(true);
+            log(if wish.force { "told to end, by force" } else { "told to end" });
+            self.end(wish.force);
         }
-        // Before the look, so that who has just come hears of this moment and not of an earlier one.
-        self.clients.accept();
-        if let Phase::Live(device) = &self.phase
-            && self.clients.are_there()
-        {
-            self.report = Some(self.look(device));
-        }
-        for wish in self.clients.serve(self.phase.state(), self.report.as_ref()) {
-            self.stop(wish.force);
-        }
-        Ok(None)
+        self.settle_reload();
+        self.served.retain(|served| !served.is_over());
+        Ok(self.served.is_empty() && (self.ending || !self.reloading.is_busy()))
     }
 
-    fn happened(&mut self, event: Event, ready: &mut dyn FnMut(&Ready) -> Result<()>) -> Option<Result<()>> {
-        match event {
-            Event::Added(entry, listener) => {
-                self.entry = Some(entry);
-                self.clients.listen(listener);
-                None
+    /// Starts what may start now. One after the other until each has its id, so that ids are given
+    /// in the order of the file, and those that were asked for before those that are not.
+    fn start_waiting(&mut self) {
+        if self.served.iter().any(Served::waits_for_id) {
+            return;
+        }
+        let asks_for_id = |served: &Served| served.waiting().is_some_and(|job| job.id.is_some());
+        let first = self.served.iter().any(asks_for_id);
+        let mut candidates = (0..self.served.len())
+            .filter(|at| self.served[*at].waiting().is_some_and(|job| !first || job.id.is_some()));
+        let found = candidates.find_map(|at| match self.obstacle(self.served[at].waiting()?) {
+            Obstacle::None => Some((at, None)),
+            Obstacle::Stays(name) => Some((at, Some(name))),
+            Obstacle::Goes => None,
+        });
+        match found {
+            None => {}
+            Some((at, None)) => self.served[at].start(&self.around),
+            Some((at, Some(name))) => {
+                let spec = &self.served[at].spec;
+                log(&format!("cannot serve {spec}: {name} has its id or its file and stays"));
+                drop(self.served[at].gone(Ok(()), false, &self.around));
             }
-            Event::Started(Err(error)) => Some(Err(error)),
-            Event::Started(Ok(device)) => {
-                self.started(device, ready);
-                None
+        }
+    }
+
+    /// What a job still has to wait for.
+    fn obstacle(&self, job: &Job) -> Obstacle {
+        let mut obstacle = Obstacle::None;
+        let in_the_way =
+            |other: &&Served| job.after.contains(&other.key) || (job.id.is_some() && other.id() == job.id);
+        for other in self.served.iter().filter(in_the_way) {
+            match other.phase {
+                Phase::Gone(_) => {}
+                Phase::Live(_) => return Obstacle::Stays(other.name()),
+                Phase::Waiting(_) | Phase::Starting | Phase::Stopping => obstacle = Obstacle::Goes,
             }
-            Event::Stopped(Stopped::Refused(device, error)) => {
+        }
+        obstacle
+    }
+
+    fn happened(&mut self, event: Event) {
+        let (key, what) = match event {
+            Event::Of(key, what) => (key, what),
+            Event::Reloaded(change) => return self.reloaded(change),
+        };
+        let Some(at) = self.served.iter().position(|served| served.key == key) else { return };
+        let served = &mut self.served[at];
+        match what {
+            What::Added(entry, listener) => served.added(entry, listener),
+            What::Started(Err(error)) => self.gone(at, Err(error)),
+            What::Started(Ok((device, notes))) => {
+                served.started(device, notes, &self.around);
+                // Before that, whoever waits for all of them is told.
+                if self.handed_over {
+                    log(&format!("{} is there: {}", served.name(), served.spec));
+                }
+            }
+            What::Stopped(Stopped::Refused(device, error)) => {
                 log(&error.to_string());
                 if self.refused.is_some_and(|until| !until.passed()) {
                     log("another signal within a minute detaches it all the same");
                 }
-                self.phase = Phase::Live(device);
-                self.clients.refuse(&error);
-                // Where there is no going on, ending is what is left; `gc` does the rest.
-                self.failure.take().map(Err)
+                served.refused(device, &error);
+                // What refuses goes on, and the others that are there go on with it.
+                self.ending &= self.error.is_some();
             }
-            Event::Stopped(Stopped::Gone(result)) => match self.failure.take() {
-                Some(failure) => Some(Err(failure)),
-                None => Some(result),
-            },
+            What::Stopped(Stopped::Gone(result)) => self.gone(at, result),
         }
     }
 
-    fn started(&mut self, device: Box<Device>, ready: &mut dyn FnMut(&Ready) -> Result<()>) {
-        let report = self.look(&device);
-        let said = Ready::new(&device, &report);
-        self.report = Some(report);
-        self.phase = Phase::Live(device);
-        let result = match self.cancelled.load(Ordering::Relaxed) {
-            true => Err(interrupted()),
-            false => self.keep_report().and_then(|()| ready(&said)),
+    /// A device is gone, or as far gone as it will get.
+    fn gone(&mut self, at: usize, result: Result<()>) {
+        let name = self.served[at].name();
+        let error = match self.served[at].gone(result, self.handed_over, &self.around) {
+            Err(error) => error,
+            Ok(()) if self.reloading.is_possible() => return log(&format!("{name} is gone")),
+            Ok(()) => return,
         };
-        self.handed_over = result.is_ok();
-        if let Err(error) = result {
-            self.failure = Some(error);
-            self.stop(true);
+        let is_last = self.served.iter().all(|served| matches!(served.phase, Phase::Gone(_)));
+        match &self.error {
+            // Before anybody has heard of any device, it is all of them or none.
+            None if !self.handed_over => self.fail(error),
+            None if self.ending || is_last => self.error = Some(error),
+            _ => log(&format!("{}: {error}", self.served[at].spec)),
         }
     }
 
-    /// What is to be said about the device at this moment.
-    fn look(&self, device: &Device) -> Report {
-        let mut report = device.report();
-        report.notes.extend_from_slice(&self.notes);
-        report
+    /// Takes everything away because there is no going on.
+    fn fail(&mut self, error: Error) {
+        self.error = Some(error);
+        self.end(true);
     }
 
-    /// Adds to the entry what is known since the device is ready.
-    fn keep_report(&mut self) -> Result<()> {
-        let Some(entry) = &mut self.entry else { return Ok(()) };
-        entry.report = self.report.clone();
-        let _lock = self.registry.lock()?;
-        self.registry.write(entry)
+    /// Takes all devices away, each under the rules of its own.
+    fn end(&mut self, force: bool) {
+        self.ending = true;
+        for served in &mut self.served {
+            served.end(force, &self.around);
+        }
+    }
+
+    /// Says that everything is there, when it is.
+    fn hand_over(&mut self, ready: &mut dyn FnMut(&[Ready]) -> Result<()>) {
+        if self.handed_over || self.ending {
+            return;
+        }
+        let devices: Vec<Ready> = self.served.iter().filter_map(Served::ready).collect();
+        let present = self.served.iter().filter(|served| !matches!(served.phase, Phase::Gone(_))).count();
+        if devices.is_empty() || devices.len() < present {
+            return;
+        }
+        match ready(&devices) {
+            Ok(()) => {
+                self.handed_over = true;
+                self.notifier.ready(&serving(devices.len()));
+            }
+            Err(error) => self.fail(error),
+        }
     }
 
     fn signalled(&mut self, signal: Signal) {
-        match &self.phase {
-            Phase::Starting if !self.cancelled.swap(true, Ordering::Relaxed) => {}
-            Phase::Starting => abandon(signal),
-            Phase::Live(_) => {
-                let force = self.refused.is_some_and(|until| !until.passed());
-                let how = if force { ", by force" } else { "" };
-                log(&format!("{}: detaching{how}", signal.name()));
-                self.refused = Some(Deadline::after(SECOND_SIGNAL));
-                self.stop(force);
-            }
-            Phase::Stopping if !self.force.swap(true, Ordering::Relaxed) => {
-                log(&format!("{}: detaching, by force", signal.name()));
-            }
-            // The first signal of its kind while somebody else's stop is under way.
-            Phase::Stopping if self.refused.is_none_or(Deadline::passed) => {
-                log(&format!("{}: detaching already; another one ends the server at once", signal.name()));
-                self.refused = Some(Deadline::after(SECOND_SIGNAL));
-            }
-            Phase::Stopping => abandon(signal),
+        if signal == Signal::Hangup && self.reloading.is_possible() {
+            return self.reload();
         }
-    }
-
-    /// Begins to take the device away, or lets the stop that is under way go by force.
-    fn stop(&mut self, force: bool) {
-        self.force.fetch_or(force, Ordering::Relaxed);
-        match std::mem::replace(&mut self.phase, Phase::Stopping) {
-            Phase::Live(device) => {
-                self.force.store(force, Ordering::Relaxed);
-                self.report = Some(self.look(&device));
-                let (tell, force) = (self.teller(), self.force.clone());
-                let body = move || tell(Event::Stopped(stopping::stop(device, &force)));
-                if let Err(error) = thread::spawn("stop".into(), body) {
-                    // The device went with the closure; its drop leaves things to `gc`.
-                    log(&format!("cannot make a thread: {error}"));
-                    self.teller()(Event::Stopped(Stopped::Gone(Err(Error::system(
-                        "cannot make a thread",
-                        error,
-                    )))));
+        let again = self.refused.is_some_and(|until| !until.passed());
+        // A server of one device takes a signal during somebody else's stop as a wish for force; one
+        // of many may be changing a device because its file has changed, which is no reason.
+        let hurry = again || !self.reloading.is_possible();
+        let (mut asked, mut hurried, mut stopping) = (false, false, false);
+        for served in &mut self.served {
+            match &served.phase {
+                Phase::Waiting(_) => hurried = true,
+                Phase::Starting => hurried |= !served.cancel(),
+                Phase::Live(_) => asked = true,
+                Phase::Stopping => {
+                    stopping = true;
+                    hurried |= !hurry || served.hurry();
                 }
+                Phase::Gone(_) => {}
             }
-            Phase::Starting => self.phase = Phase::Starting,
-            Phase::Stopping => {}
         }
-    }
-
-    /// Removes what the server has in the registry, and tells whoever waits.
-    fn end(&mut self, result: &Result<()>) {
-        // The log is for those who knew the disk, where there is something to read in it.
-        let keep_log = result.is_err() && self.handed_over;
-        // A device that could not be removed stays known, so that `gc` finds it.
-        if let Some(entry) = self.entry.take()
-            && (devices::gone_by(entry.id, Deadline::after(NODES_GONE)) || !entry.owns_device())
-            && let Err(error) = self.registry.remove(&entry, keep_log)
-        {
-            log(&error.to_string());
+        if asked || hurried {
+            let how = if again || (stopping && hurry) { ", by force" } else { "" };
+            if asked || stopping {
+                log(&format!("{}: detaching{how}", signal.name()));
+            }
+            if asked || (stopping && !hurry) {
+                self.refused = Some(Deadline::after(SECOND_SIGNAL));
+            }
+            self.end(again);
+        } else if stopping && !again {
+            // The first signal of its kind while somebody else's stop is under way.
+            log(&format!("{}: detaching already; another one ends the server at once", signal.name()));
+            self.refused = Some(Deadline::after(SECOND_SIGNAL));
+        } else if self.served.iter().any(|served| !matches!(served.phase, Phase::Gone(_))) {
+            abandon(signal);
+        } else {
+            self.ending = true;
         }
-        self.clients.say_goodbye(result, Deadline::after(LAST_WORDS));
     }
 }
 
-/// Tells the world about a device that was just made, before anybody can use it.
-fn announce(registry: &Registry, id: u32, spec: &str) -> Result<(Entry, UnixListener)> {
-    let _lock = registry.lock()?;
-    let entry = Entry::new(id, spec);
-    // The id was free, so whatever has its name here is from a server that is gone.
-    let path = registry.socket(id);
-    let listener = socket::listen(&path).map_err(|error| {
-        Error::system(format!("cannot make the control socket {}", path.display()), error)
-            .cure(format!("set {} to a folder with a short path", crate::registry::FOLDER_VARIABLE))
-    })?;
-    registry.write(&entry)?;
-    Ok((entry, listener))
+/// What keeps a job from being started.
+enum Obstacle {
+    None,
+    /// Something that is about to go.
+    Goes,
+    /// Something that stays.
+    Stays(String),
 }
 
-fn interrupted() -> Error {
-    Error::new(Kind::Failed, "cannot attach", "it was interrupted by a signal")
+fn serving(devices: usize) -> String {
+    match devices {
+        1 => "serving 1 device".to_owned(),
+        devices => format!("serving {devices} devices"),
+    }
 }
 
 /// Ends the process where even a second wish to end has not helped.
@@ -342,12 +327,8 @@ fn abandon(signal: Signal) -> ! {
     std::process::exit(i32::from(signal.exit_status()))
 }
 
-impl Phase {
-    fn state(&self) -> State {
-        match self {
-            Phase::Starting => State::Starting,
-            Phase::Live(_) => State::Live,
-            Phase::Stopping => State::Stopping,
-        }
-    }
-}
+/// A flag that two threads share.
+type Flag = Arc<AtomicBool>;
+
+#[cfg(test)]
+mod tests;

@@ -6,12 +6,16 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::config::Spec;
+use crate::config::nearest::suggestion;
 use crate::error::{Error, Result};
+use crate::filter::blocksize::Blocksize;
 use crate::queue::Stack;
 
 mod builtin;
+mod filters;
 mod read_only;
 
+pub use filters::{FilterType, Wrap};
 pub use read_only::ReadOnly;
 
 /// What the command line says about the disk besides the spec.
@@ -21,6 +25,9 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// The logical block size that was asked for, a power of two from 512 up.
     pub block_size: Option<u32>,
+    /// The smallest unit that the engine's clients may address without asking, where that can be
+    /// smaller than a block of the disk.
+    pub engine_unit: Option<u32>,
 }
 
 /// Opens a backend.
@@ -54,12 +61,16 @@ pub struct SpecType {
 impl SpecType {
     /// How it is written: `file:PATH[,size=SIZE]`.
     pub fn usage(&self) -> String {
-        let mut usage = format!("{}:{}", self.name, self.argument);
-        for key in &self.keys {
-            let _ = write!(usage, "[,{}={}]", key.name, key.values);
-        }
-        usage
+        usage(&format!("{}:{}", self.name, self.argument), &self.keys)
     }
+}
+
+fn usage(head: &str, keys: &[Key]) -> String {
+    let mut usage = head.to_owned();
+    for key in keys {
+        let _ = write!(usage, "[,{}={}]", key.name, key.values);
+    }
+    usage
 }
 
 impl fmt::Debug for SpecType {
@@ -68,16 +79,18 @@ impl fmt::Debug for SpecType {
     }
 }
 
-/// The spec types that there are.
+/// The spec types and the filters that there are.
 #[derive(Debug, Default)]
 pub struct SpecTable {
     types: Vec<SpecType>,
+    filters: Vec<FilterType>,
 }
 
 impl SpecTable {
     /// The types that blockhaus has itself.
     pub fn builtin() -> SpecTable {
-        builtin::types().into_iter().fold(SpecTable::default(), SpecTable::register)
+        let table = builtin::types().into_iter().fold(SpecTable::default(), SpecTable::register);
+        filters::builtin().into_iter().fold(table, SpecTable::register_filter)
     }
 
     /// Adds a type. One of the same name is replaced.
@@ -88,6 +101,19 @@ impl SpecTable {
         self
     }
 
+    /// Adds a filter. One of the same name is replaced.
+    #[must_use]
+    pub fn register_filter(mut self, new: FilterType) -> SpecTable {
+        self.filters.retain(|old| old.name != new.name);
+        self.filters.push(new);
+        self
+    }
+
+    /// Every filter, in the order of registration.
+    pub fn filters(&self) -> &[FilterType] {
+        &self.filters
+    }
+
     /// Every type, in the order of registration.
     pub fn types(&self) -> &[SpecType] {
         &self.types
@@ -95,6 +121,31 @@ impl SpecTable {
 
     /// Opens what `spec` names.
     pub fn open(&self, spec: &Spec, options: &OpenOptions) -> Result<Arc<dyn Stack>> {
+        self.open_with(spec, &[], options)
+    }
+
+    /// Opens what `spec` names with filters on it, the first of them nearest to the client; and where
+    /// blocks smaller than the disk's were asked for, or the engine needs them, the blocksize filter
+    /// above all.
+    pub fn open_with(&self, spec: &Spec, filters: &[Spec], options: &OpenOptions) -> Result<Arc<dyn Stack>> {
+        for filter in filters {
+            self.check_filter(filter)?;
+        }
+        let mut stack = self.open_disk(spec, options)?;
+        for filter in filters.iter().rev() {
+            let found = self.check_filter(filter)?;
+            stack = (found.wrap)(stack.into_backend(), filter, options, self)?;
+        }
+        match options.block_size.or(options.engine_unit) {
+            Some(unit) if unit < stack.geometry().logical_block_size => {
+                Ok(Arc::new(Blocksize::new(stack.into_backend(), unit)?))
+            }
+            _ => Ok(stack),
+        }
+    }
+
+    /// The backend alone.
+    fn open_disk(&self, spec: &Spec, options: &OpenOptions) -> Result<Arc<dyn Stack>> {
         let found = self.check(spec)?;
         (found.open)(spec, options)
     }
@@ -110,18 +161,26 @@ impl SpecTable {
                 &names,
             )));
         };
-        let names: Vec<&str> = found.keys.iter().map(|key| key.name).collect();
-        for key in spec.keys() {
-            if names.contains(&key) {
-                continue;
-            }
-            let why = format!("{} has no key {key:?}", found.name);
-            let cure = match names.is_empty() {
-                true => format!("{} takes no keys", found.name),
-                false => suggestion("its keys are", key, &names),
-            };
-            return Err(Error::invalid(spec.named(), why).cure(cure));
+        check_keys(spec, found.name, &found.keys)?;
+        Ok(found)
+    }
+
+    /// The filter that `spec` names, whose keys are all known to it.
+    pub fn check_filter(&self, spec: &Spec) -> Result<&FilterType> {
+        let Some(found) = self.filters.iter().find(|known| known.name == spec.kind()) else {
+            let names: Vec<&str> = self.filters.iter().map(|known| known.name).collect();
+            let why = format!("there is no filter {:?}", spec.kind());
+            return Err(Error::invalid(spec.named(), why).cure(suggestion(
+                "the filters are",
+                spec.kind(),
+                &names,
+            )));
+        };
+        if !spec.arg().is_empty() {
+            let why = format!("a filter has no argument, and {:?} is one", spec.arg());
+            return Err(Error::invalid(spec.named(), why).cure(format!("write {}", found.usage())));
         }
+        check_keys(spec, found.name, &found.keys)?;
         Ok(found)
     }
 
@@ -134,6 +193,13 @@ impl SpecTable {
                 let _ = writeln!(text, "      {}={}: {}", key.name, key.values, key.about);
             }
         }
+        text.push_str("\nFilters, for --filter; the first that is given is nearest to the client:\n");
+        for filter in &self.filters {
+            let _ = writeln!(text, "  {}\n      {}", filter.usage(), filter.about);
+            for key in &filter.keys {
+                let _ = writeln!(text, "      {}={}: {}", key.name, key.values, key.about);
+            }
+        }
         text.push_str(
             "\nA SIZE is a number of bytes, or one with K, M, G or T (powers of 1024): 4096, 64K, 10M, 1G.\n\
              A comma inside an argument or a value is written twice (,,).",
@@ -143,52 +209,44 @@ impl SpecTable {
 
     /// The table as Markdown, for the documentation.
     pub fn markdown(&self) -> String {
-        let mut text = String::from("| spec | what it is |\n|---|---|\n");
-        for kind in &self.types {
-            let _ = writeln!(text, "| `{}` | {} |", kind.usage().replace('|', "\\|"), kind.about);
-            for key in &kind.keys {
-                let values = key.values.replace('|', "\\|");
-                let _ = writeln!(text, "| `…,{}={values}` | {} |", key.name, key.about);
-            }
-        }
-        text
+        let rows = self.types.iter().map(|kind| (kind.usage(), kind.about, kind.keys.as_slice()));
+        markdown("spec", rows)
+    }
+
+    /// The filters as Markdown, for the documentation.
+    pub fn filters_markdown(&self) -> String {
+        let rows = self.filters.iter().map(|filter| (filter.usage(), filter.about, filter.keys.as_slice()));
+        markdown("filter", rows)
     }
 }
 
-/// What to advise instead of `given`: the nearest of `known`, or all of them.
-fn suggestion(list: &str, given: &str, known: &[&str]) -> String {
-    let lower = given.to_lowercase();
-    let nearest = known.iter().map(|name| (edit_distance(&lower, name), name)).min();
-    let all = format!("{list} {}", known.join(", "));
-    match nearest {
-        Some((distance, name)) if distance <= 1 + name.len() / 4 => format!("did you mean {name}? {all}"),
-        _ => all,
+/// What is wrong with the keys of `spec`, given those that `name` has.
+fn check_keys(spec: &Spec, name: &str, keys: &[Key]) -> Result<()> {
+    let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
+    for key in spec.keys() {
+        if names.contains(&key) {
+            continue;
+        }
+        let why = format!("{name} has no key {key:?}");
+        let cure = match names.is_empty() {
+            true => format!("{name} takes no keys"),
+            false => suggestion("its keys are", key, &names),
+        };
+        return Err(Error::invalid(spec.named(), why).cure(cure));
     }
+    Ok(())
 }
 
-/// Letters to insert, remove, replace or swap with their neighbour to make `a` into `b`.
-fn edit_distance(a: &str, b: &str) -> usize {
-    // Names are short; what is far longer than any of them is far from all of them.
-    let a: Vec<char> = a.chars().take(64).collect();
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    for (j, cell) in rows[0].iter_mut().enumerate() {
-        *cell = j;
-    }
-    for i in 1..=a.len() {
-        for j in 1..=b.len() {
-            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = best;
+fn markdown<'a>(what: &str, rows: impl Iterator<Item = (String, &'static str, &'a [Key])>) -> String {
+    let mut text = format!("| {what} | what it is |\n|---|---|\n");
+    for (usage, about, keys) in rows {
+        let _ = writeln!(text, "| `{}` | {about} |", usage.replace('|', "\\|"));
+        for key in keys {
+            let values = key.values.replace('|', "\\|");
+            let _ = writeln!(text, "| `…,{}={values}` | {} |", key.name, key.about);
         }
     }
-    rows[a.len()][b.len()]
+    text
 }
 
 #[cfg(test)]
@@ -212,7 +270,7 @@ mod tests {
         assert!(error("RAM:1G").contains("did you mean ram?"));
         let text = error("quantum:1G");
         assert!(!text.contains("did you mean") && text.contains("null, ram, file"), "{text}");
-        assert!(error("null:1G,size=1").contains("null takes no keys"));
+        assert!(error("null:1G,size=1").contains("its keys are zero-copy"));
     }
 
     #[test]
@@ -239,14 +297,5 @@ mod tests {
         let opened = table.open(&"ram:1G".parse().unwrap(), &OpenOptions::default());
         assert_eq!(opened.err().unwrap().to_string(), "ours: refused");
         assert!(table.help().contains("ram:NOTHING"));
-    }
-
-    #[test]
-    fn distances() {
-        for (a, b, distance) in
-            [("", "", 0), ("ram", "rma", 1), ("size", "sise", 1), ("", "abc", 3), ("fil", "file", 1)]
-        {
-            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
-        }
     }
 }

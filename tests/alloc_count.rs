@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockhaus::backend::{file, null::Null, ram::Ram};
-use blockhaus::engine::ublk::{Device, Options};
+use blockhaus::engine::ublk::{DATA_PATHS, Device, Options, Wish};
+use blockhaus::error::Kind;
 use blockhaus::queue::Stack;
 
 /// Counts what is asked for, on every thread.
@@ -73,15 +74,33 @@ fn main() -> ExitCode {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "/tmp".into());
     let backing = Path::new(&folder).join("alloc-count.img");
     let options = file::Options { path: backing.clone(), size: Some(SIZE), ..file::Options::default() };
-    let stacks: [(&str, Arc<dyn Stack>); 3] = [
-        ("null", Arc::new(Null::new(SIZE, 512))),
-        ("ram", Arc::new(Ram::new(SIZE, 512, false).expect("a RAM disk"))),
-        ("file", Arc::new(file::File::open(&options).expect("a file"))),
+    let null: Arc<dyn Stack> = Arc::new(Null::new(SIZE, 512, false));
+    let ram: Arc<dyn Stack> = Arc::new(Ram::new(SIZE, 512, false).expect("a RAM disk"));
+    let file: Arc<dyn Stack> = Arc::new(file::File::open(&options).expect("a file"));
+    let mut runs = vec![
+        ("null", null.clone(), Wish::Auto),
+        ("ram", ram, Wish::Auto),
+        ("file", file.clone(), Wish::Auto),
     ];
+    runs.extend(DATA_PATHS.map(|path| (path.name(), file.clone(), Wish::Exactly(path))));
     let mut failed = false;
-    for (name, stack) in stacks {
-        let options = Options { id: None, queues: 1, depth: 32, partition_scan: false };
-        let device = Device::start(stack, &options, &mut |_| Ok(())).expect("a device");
+    for (name, stack, data_path) in runs {
+        let options = Options {
+            id: None,
+            queues: 1,
+            depth: 32,
+            partition_scan: false,
+            data_path,
+            registered_tags: None,
+        };
+        let device = match Device::start(stack, &options, &mut |_| Ok(())) {
+            Ok(device) => device,
+            Err(error) if error.kind() == Kind::Unsupported => {
+                println!("{name}: not on this kernel");
+                continue;
+            }
+            Err(error) => panic!("{name}: {error}"),
+        };
         let counted = count(&device.path());
         device.stop(false).expect("stopped");
         device.finish().expect("finished");

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const VERBS: [&str; 8] = ["attach", "detach", "list", "status", "features", "gc", "completions", "man"];
+const VERBS: [&str; 11] =
+    ["attach", "serve", "detach", "up", "down", "list", "status", "features", "gc", "completions", "man"];
 
 /// A folder of its own for the state, so that no test sees what runs on this machine.
 struct Host {
@@ -97,6 +98,12 @@ fn bad_input_names_the_thing_and_the_cure() {
         (&["attach", "ram:64K", "--queues", "0"], &["0 queues"]),
         (&["attach", "ram:64K", "--queues", "60000"], &["60000 queues", "CPUs", "--queues "]),
         (&["attach", "ram:64K", "--id", "4000000000"], &["4000000000", "1048575"]),
+        (&["attach", "ram:64K", "--filter", "trottle,iops=5"], &["trottle", "did you mean throttle?"]),
+        (&["attach", "ram:64K", "--filter", "throttle,ipos=5"], &["ipos", "did you mean iops?"]),
+        (
+            &["attach", "ram:64K", "--filter", "log", "--filter", "offset:4K"],
+            &["offset:4K", "offset[,start="],
+        ),
         (&["attach", "file:/nowhere/at-all"], &["/nowhere/at-all"]),
         (&["attach", "file:/tmp"], &["/tmp"]),
         (&["attach", "file:x,direct=perhaps"], &["perhaps", "auto, yes, no"]),
@@ -197,6 +204,69 @@ fn gc_removes_what_a_server_of_an_earlier_life_left() {
         assert!(said.contains(name), "{said}");
     }
     assert!(host.is_clean());
+}
+
+#[test]
+fn a_file_of_up_is_checked_before_anything_is_touched() {
+    let host = Host::new("up");
+    let path = host.folder.join("up.toml");
+    let name = path.to_str().unwrap();
+    let image = host.folder.join("new.img");
+    let write = |text: &str| std::fs::write(&path, text).unwrap();
+    write(
+        "[[device]]\nspec = \"ram:1M\"\nid = 3\n[[device]]\nspec = \"file:new.img,size=1M\"\nread-only = false\n",
+    );
+    assert_eq!(host.works(&["up", "--check", name]), "");
+    let device = |spec: &str, more: &str| format!("[[device]]\nspec = \"{spec}\"\n{more}\n");
+    let new = device("file:new.img,size=1M", "");
+    let export = "[nbd]\nlisten = [\"unix:/x\"]\n[[export]]\nname = \"a\"\nspec = \"ram:1M\"\n";
+    for (text, said) in [
+        (String::new(), &["line 1", "nothing to serve", "[[device]]"][..]),
+        (device("ram:1M", "quues = 1"), &["line 3", "quues", "did you mean queues?"]),
+        (device("rma:1M", ""), &["line 1", "did you mean ram?"]),
+        (device("ram:1M", "queues = 60000"), &["line 3", "CPUs", "write queues = "]),
+        (format!("{new}{}", device("file:./new.img", "")), &["line 4", "the same file as that of line 1"]),
+        (device("ram:1M", "id = 1").repeat(2), &["line 4", "two devices with id 1"]),
+        (device("ram:1M", "filters = [\"lgo\"]"), &["line 1", "did you mean log?"]),
+    ] {
+        write(&text);
+        for arguments in [&["up", "--check", name][..], &["up", name]] {
+            let error = host.fails(1, arguments);
+            assert!(error.contains("up.toml, line "), "{error}");
+            for part in said {
+                assert!(error.contains(part), "{text:?} does not say {part}: {error}");
+            }
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+    // What is right and cannot be served says so when it is to be served.
+    write(export);
+    host.works(&["up", "--check", name]);
+    let error = host.fails(1, &["up", name]);
+    assert!(error.contains("up.toml, line ") && error.contains("no exports yet"), "{error}");
+    let error = host.fails(1, &["up", "/nowhere/up.toml"]);
+    assert!(error.contains("/nowhere/up.toml") && error.contains("docs/config.md"), "{error}");
+    assert!(host.fails(1, &["down", name]).contains("nothing is up from this file"));
+    assert_eq!(host.works(&["down", "--all", "--json"]), "[]\n");
+    host.fails(2, &["down"]);
+    host.fails(2, &["down", name, "--all"]);
+    host.fails(2, &["up"]);
+    assert!(host.is_clean() && !image.exists());
+}
+
+#[test]
+fn up_without_ublk_says_so_and_leaves_nothing() {
+    if has_ublk() {
+        return;
+    }
+    let host = Host::new("up-no-ublk");
+    let path = host.folder.join("up.toml");
+    // Relative to the folder of the file, not to the one this runs in.
+    let text = "[[device]]\nspec = \"ram:1M\"\n[[device]]\nspec = \"file:new.img,size=1M\"\n";
+    std::fs::write(&path, text).unwrap();
+    let error = host.fails(1, &["up", path.to_str().unwrap()]);
+    assert!(error.contains("no ublk"), "{error}");
+    assert!(host.is_clean() && !host.folder.join("new.img").exists());
 }
 
 #[test]

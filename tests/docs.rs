@@ -14,18 +14,61 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The page's text around the table is written by hand; the table is the program's own.
+/// The page's text around the tables is written by hand; the tables are the program's own.
 #[test]
-fn the_table_of_specs_is_the_programs() {
-    let page = read("docs/specs.md");
-    let table = SpecTable::builtin().markdown();
-    let start = page.find("| spec |").expect("the page has the table");
+fn the_tables_of_specs_and_filters_are_the_programs() {
+    let mut page = read("docs/specs.md");
+    let tables = [
+        ("| spec |", SpecTable::builtin().markdown()),
+        ("| filter |", SpecTable::builtin().filters_markdown()),
+    ];
+    for (head, table) in tables {
+        let start = page.find(head).unwrap_or_else(|| panic!("the page has no table {head}"));
+        let end = page[start..].find("\n\n").map_or(page.len(), |end| start + end + 1);
+        if std::env::var_os("BLESS").is_some() {
+            page.replace_range(start..end, &table);
+            fs::write(root().join("docs/specs.md"), &page).expect("the page can be written");
+            continue;
+        }
+        assert_eq!(
+            &page[start..end],
+            table,
+            "run `BLESS=1 cargo test --test docs` and look at the difference"
+        );
+    }
+}
+
+/// So is the table of keys of the file of `up`.
+#[test]
+fn the_table_of_keys_is_the_programs() {
+    let page = read("docs/config.md");
+    let table = blockhaus::config::file::markdown();
+    let start = page.find("| in |").expect("the page has the table");
     let end = page[start..].find("\n\n").map_or(page.len(), |end| start + end + 1);
     if std::env::var_os("BLESS").is_some() {
         let blessed = format!("{}{table}{}", &page[..start], &page[end..]);
-        return fs::write(root().join("docs/specs.md"), blessed).expect("the page can be written");
+        return fs::write(root().join("docs/config.md"), blessed).expect("the page can be written");
     }
     assert_eq!(&page[start..end], table, "run `BLESS=1 cargo test --test docs` and look at the difference");
+}
+
+/// Every file of `up` in the documentation is right.
+#[test]
+fn every_configuration_in_the_docs_is_taken() {
+    let mut checked = 0;
+    for page in ["docs/config.md", "docs/guide.md"] {
+        let text = read(page);
+        for block in text.split("```toml\n").skip(1) {
+            let block = block.split("```").next().expect("an end");
+            let limits = blockhaus::config::limits::Limits { cpus: 64, page_size: 4096 };
+            let config = blockhaus::config::file::parse(page, block, &limits).expect("it is right");
+            for device in &config.devices {
+                SpecTable::builtin().check(&device.part.disk.spec).expect("its specs are ours");
+            }
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 3);
 }
 
 /// Every line of the README and the guides that starts with `$ blockhaus VERB` names a verb and
@@ -33,7 +76,7 @@ fn the_table_of_specs_is_the_programs() {
 #[test]
 fn every_command_in_the_docs_exists() {
     let mut checked = 0;
-    for page in ["README.md", "docs/specs.md", "docs/guide.md"] {
+    for page in ["README.md", "docs/specs.md", "docs/config.md", "docs/guide.md"] {
         for line in read(page).lines() {
             let line = line.trim_start_matches(['$', '#', ' ']);
             let Some(rest) = line.strip_prefix("blockhaus ").or_else(|| line.strip_prefix("sudo blockhaus "))
@@ -61,8 +104,14 @@ fn every_command_in_the_docs_exists() {
 /// Links between our own pages lead somewhere.
 #[test]
 fn links_between_pages_lead_somewhere() {
-    let pages =
-        ["README.md", "docs/architecture.md", "docs/specs.md", "docs/guide.md", "docs/decisions/README.md"];
+    let pages = [
+        "README.md",
+        "docs/architecture.md",
+        "docs/specs.md",
+        "docs/config.md",
+        "docs/guide.md",
+        "docs/decisions/README.md",
+    ];
     for page in pages {
         let folder = root().join(page).parent().expect("a folder").to_path_buf();
         for (at, _) in read(page).match_indices("](") {

@@ -31,7 +31,7 @@ pub enum Direct {
 }
 
 /// How a file becomes a disk.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The file or block device.
     pub path: PathBuf,
@@ -43,6 +43,23 @@ pub struct Options {
     pub read_only: bool,
     /// Logical block size; by default what direct I/O on the file demands, at least 512.
     pub block_size: Option<u32>,
+    /// Smallest block where the page cache is between: a sector for a kernel's block layer, a byte for
+    /// clients who count in bytes. A file that is a whole number of these and not of the blocks that
+    /// direct I/O needs is served through the page cache.
+    pub unit: u32,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            path: PathBuf::new(),
+            size: None,
+            direct: Direct::Auto,
+            read_only: false,
+            block_size: None,
+            unit: 512,
+        }
+    }
 }
 
 /// A disk in a file.

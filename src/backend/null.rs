@@ -6,16 +6,19 @@ use crate::io::{Capabilities, Geometry, Io, IoResult};
 use crate::payload::Payload;
 
 /// A disk without contents. A read returns whatever the slot's buffer last held, which is memory
-/// of this device and of nothing else.
+/// of this device and of nothing else; by zero copy, where that is allowed, whatever the reader's
+/// pages held, which for a page of the kernel's can be anything.
 #[derive(Debug)]
 pub struct Null {
     geometry: Geometry,
+    hidden_payload: bool,
 }
 
 impl Null {
-    /// A disk of `size` bytes in blocks of `block_size`.
-    pub fn new(size: u64, block_size: u32) -> Null {
+    /// A disk of `size` bytes in blocks of `block_size`, which may be served by zero copy or not.
+    pub fn new(size: u64, block_size: u32, zero_copy: bool) -> Null {
         Null {
+            hidden_payload: zero_copy,
             geometry: Geometry {
                 logical_block_size: block_size,
                 physical_block_size: block_size.max(4096),
@@ -38,7 +41,8 @@ impl Backend for Null {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::WRITE | Capabilities::DISCARD
+        let hidden = if self.hidden_payload { Capabilities::HIDDEN_PAYLOAD } else { Capabilities::empty() };
+        Capabilities::WRITE | Capabilities::DISCARD | hidden
     }
 
     fn open_queue(&self, _context: &QueueContext<'_>) -> Result<NullQueue> {

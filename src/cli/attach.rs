@@ -4,22 +4,16 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{background, output};
-use crate::config::{Spec, parse_size};
+use super::{background, disk, output};
+use crate::config::Spec;
 use crate::engine::ublk::Options;
 use crate::error::{Error, Result};
 use crate::port::signal::Signals;
-use crate::port::system;
 use crate::registry::Registry;
 use crate::sandbox;
 use crate::server::{self, Plan, Ready};
 use crate::stack::{OpenOptions, SpecTable};
-
-/// Deepest queue that the driver takes.
-const MAX_DEPTH: u32 = blockhaus_uapi::ublk::MAX_QUEUE_DEPTH as u32;
-
-/// One more than the highest id that the driver takes (UBLK_MINORS).
-const IDS: u32 = 1 << 20;
+use crate::up;
 
 /// Makes a disk and prints its path.
 ///
@@ -31,6 +25,11 @@ const IDS: u32 = 1 << 20;
 pub(super) struct Arguments {
     /// What the disk is made of: a type, an argument, and keys with values, as listed below.
     spec: String,
+
+    /// Put a filter on the disk, as listed below. Given several times, the first is nearest to the
+    /// client and the last nearest to the disk.
+    #[arg(long = "filter", value_name = "NAME,KEY=VALUE")]
+    filters: Vec<String>,
 
     /// Ask for this id, N of /dev/ublkbN. Without it the kernel takes the lowest free one.
     #[arg(long, value_name = "N")]
@@ -57,6 +56,16 @@ pub(super) struct Arguments {
     #[arg(long)]
     no_partition_scan: bool,
 
+    /// How the bytes travel between the kernel and the server: auto, copy, user-copy, get-data,
+    /// zero-copy or auto-buf. auto takes what is best for this kernel and this disk, and status
+    /// says why.
+    #[arg(long, value_name = "PATH", default_value = "auto")]
+    data_path: String,
+
+    /// Leave only so many tags a place in the table of buffers (for tests of the fallback).
+    #[arg(long, value_name = "N", hide = true)]
+    test_registered_tags: Option<u16>,
+
     /// Serve the disk in this process, until it is detached or gets SIGTERM or SIGINT. The signal
     /// is refused while the disk is in use; a second one forces.
     #[arg(long)]
@@ -81,13 +90,15 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable, background: bool) -> 
     // What is wrong with the command line is found before a process is started for it.
     options(&arguments)?;
     table.check(&arguments.spec.parse()?)?;
+    disk::filters(&arguments.filters)?.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;
     match background::start(signals)? {
         background::Outcome::Ready(ready) => print(&ready, arguments.json).map(|()| ExitCode::SUCCESS),
         background::Outcome::Interrupted(signal) => Ok(ExitCode::from(signal.exit_status())),
     }
 }
 
-fn print(ready: &Ready, json: bool) -> Result<()> {
+/// Remarks on what was chosen for a disk, and why.
+pub(super) fn describe(ready: &Ready) {
     output::note(&format!(
         "{} with {} by {}, {} x {} requests, blocks of {} bytes: {}",
         ready.device,
@@ -101,6 +112,10 @@ fn print(ready: &Ready, json: bool) -> Result<()> {
     for note in &ready.notes {
         output::note(note);
     }
+}
+
+fn print(ready: &Ready, json: bool) -> Result<()> {
+    describe(ready);
     match json {
         true => output::json(ready),
         false => output::line(&ready.device),
@@ -111,50 +126,24 @@ fn plan(arguments: &Arguments, table: &SpecTable) -> Result<Plan> {
     let (open, options) = options(arguments)?;
     let spec: Spec = arguments.spec.parse()?;
     let notes = sandbox::prepare();
-    let stack = table.open(&spec, &open)?;
-    Ok(Plan { spec: spec.to_string(), stack, options, notes })
+    let filters = disk::filters(&arguments.filters)?;
+    let stack = table.open_with(&spec, &filters, &open)?;
+    let spec = up::with_filters(&spec, &filters);
+    Ok(Plan { spec, stack, options, notes })
 }
 
 /// What the numbers of the command line mean, all of them checked.
 fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
-    let cpus = system::cpu_count();
-    let queues = match u16::try_from(arguments.queues) {
-        Ok(queues) if queues >= 1 && queues <= cpus => queues,
-        _ => {
-            let why = format!("this machine has {cpus} CPUs, a disk has 1 to {cpus} queues");
-            return Err(Error::invalid(format!("cannot have {} queues", arguments.queues), why)
-                .cure(format!("ask for --queues {}", cpus.min(arguments.queues.clamp(1, 65535) as u16))));
-        }
+    let id = arguments.id.map(disk::id).transpose()?;
+    let block_size = arguments.block_size.as_deref().map(disk::block_size).transpose()?;
+    let open = OpenOptions { read_only: arguments.read_only, block_size, engine_unit: None };
+    let options = Options {
+        id,
+        queues: disk::queues(arguments.queues)?,
+        depth: disk::depth(arguments.depth)?,
+        partition_scan: !arguments.no_partition_scan,
+        data_path: arguments.data_path.parse()?,
+        registered_tags: arguments.test_registered_tags,
     };
-    let depth = match arguments.depth {
-        1..=MAX_DEPTH => arguments.depth as u16,
-        depth => {
-            let why = format!("a queue takes 1 to {MAX_DEPTH} requests at once");
-            return Err(Error::invalid(format!("cannot have depth {depth}"), why)
-                .cure(format!("ask for --depth {}", depth.clamp(1, MAX_DEPTH))));
-        }
-    };
-    if let Some(id) = arguments.id.filter(|id| *id >= IDS) {
-        let why = format!("ids are 0 to {}", IDS - 1);
-        return Err(Error::invalid(format!("cannot have id {id}"), why)
-            .cure("leave --id out for the lowest free one"));
-    }
-    let block_size = arguments.block_size.as_deref().map(block_size).transpose()?;
-    let open = OpenOptions { read_only: arguments.read_only, block_size };
-    let options = Options { id: arguments.id, queues, depth, partition_scan: !arguments.no_partition_scan };
     Ok((open, options))
-}
-
-fn block_size(text: &str) -> Result<u32> {
-    let page = system::page_size();
-    let what = || format!("cannot have blocks of {text}");
-    let size = parse_size(text).map_err(|why| Error::invalid(what(), why))?;
-    match u32::try_from(size) {
-        Ok(size) if size.is_power_of_two() && size >= 512 && size as usize <= page => Ok(size),
-        _ => {
-            let why =
-                format!("a block is a power of two from 512 to {page} bytes, the page size of this machine");
-            Err(Error::invalid(what(), why).cure(format!("ask for --block-size 512 or --block-size {page}")))
-        }
-    }
 }

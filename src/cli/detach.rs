@@ -40,10 +40,15 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
         Some(device) => vec![detach(&registry, devices::parse_id(device)?, arguments.force)],
         None => detach_all(&registry, arguments.force),
     };
+    print(results, arguments.json)
+}
+
+/// Prints what was detached, and what could not be.
+pub(super) fn print(results: Vec<Result<Detached>>, json: bool) -> Result<ExitCode> {
     let (detached, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
     let detached: Vec<Detached> = detached.into_iter().flatten().collect();
     let failed: Vec<Error> = failed.into_iter().filter_map(Result::err).collect();
-    if arguments.json {
+    if json {
         output::json(&detached)?;
     } else {
         for detached in &detached {

@@ -28,6 +28,8 @@ pub(super) struct Summary {
     id: u32,
     pub(super) device: String,
     pub(super) spec: Option<String>,
+    /// The file of the `up` that serves it.
+    pub(super) config: Option<String>,
     pub(super) state: &'static str,
     pub(super) pid: Option<i32>,
     pub(super) size: Option<u64>,
@@ -42,6 +44,11 @@ impl Summary {
             id: seen.id,
             device: devices::disk(seen.id).display().to_string(),
             spec: seen.entry.as_ref().map(|entry| entry.spec.clone()),
+            config: seen
+                .entry
+                .as_ref()
+                .and_then(|entry| entry.config.as_ref())
+                .map(|config| config.display().to_string()),
             state: seen.state.name(),
             pid: seen.pid(),
             size: seen.size(),

@@ -110,6 +110,7 @@ impl Status {
         say("device", disk.device.clone());
         say("state", disk.state.to_owned());
         say("spec", or_dash(disk.spec.clone()));
+        say("up from", disk.config.clone().unwrap_or_default());
         say(
             "size",
             disk.size.map_or_else(|| "-".into(), |bytes| format!("{} ({bytes} bytes)", human_size(bytes))),

@@ -6,6 +6,7 @@
 
 pub mod availability;
 pub mod control;
+mod data_path;
 mod descriptors;
 mod device;
 mod params;
@@ -13,11 +14,15 @@ mod per_tag;
 mod queue_thread;
 pub mod report;
 
+pub use data_path::{DATA_PATHS, DataPath, Wish};
 pub use device::{Device, Options};
 pub use report::{Memory, QueueThread, Report};
 
 /// Requests in flight per queue, unless somebody says otherwise.
 pub const DEFAULT_DEPTH: u16 = 128;
 
-/// Longest read or write in bytes: what each slot's buffer holds.
+/// Longest read or write in bytes where slots have buffers: what each of them holds.
 pub const MAX_IO_SIZE: u32 = 256 << 10;
+
+/// Longest read or write in bytes where nothing is copied and buffers take no memory.
+pub const MAX_HIDDEN_IO_SIZE: u32 = 1 << 20;

@@ -13,8 +13,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::Driver;
+use super::stream::Transfers;
 use crate::io::Errno;
 use crate::payload::{OPERATIONS_PER_SLOT, Payload, Place, SlotState};
+use crate::port::clock;
 use crate::port::remote::{Remote, Ticket};
 
 /// Files that can be registered with one ring.
@@ -22,6 +24,12 @@ const FILE_TABLE: u32 = 16;
 
 /// Longest registered buffer the kernel takes (io_uring/rsrc.c).
 const REGISTERED_BUFFER_MAX: usize = 1 << 30;
+
+/// Longest time in nanoseconds that one timer is set to: a queue that fails waits for it.
+const LONGEST_TIMER: u64 = 500_000_000;
+
+/// ETIME: how a timer ends.
+const TIMER_EXPIRED: Errno = Errno::new(62);
 
 /// A file known to the ring by its index in the table of registered files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +48,13 @@ pub(super) enum Entry {
     SyncData { file: FixedFile },
     /// fallocate(2).
     Allocate { file: FixedFile, mode: AllocateMode, offset: u64, len: u64 },
+    /// Completes when so many nanoseconds have passed.
+    Timeout { nanoseconds: u64 },
+    /// What a socket has received, at most `len` bytes to `start`; with `all` not fewer, unless the
+    /// stream ends.
+    Receive { socket: RawFd, start: *mut u8, len: u32, all: bool },
+    /// All of `len` bytes from `start`; with `more` something follows at once.
+    Send { socket: RawFd, start: *const u8, len: u32, more: bool },
     /// Completes when another thread has left a message.
     Wake,
 }
@@ -96,6 +111,7 @@ pub struct Ring(Rc<Inner>);
 struct Inner {
     driver: RefCell<Driver>,
     slots: Box<[SlotState]>,
+    transfers: Transfers,
     remote: Arc<Remote>,
     buffers_registered: Cell<bool>,
     next_file: Cell<u32>,
@@ -120,6 +136,7 @@ impl Ring {
         Ok(Ring(Rc::new(Inner {
             driver: RefCell::new(driver),
             slots: (0..slots).map(|_| SlotState::default()).collect(),
+            transfers: Transfers::default(),
             remote,
             buffers_registered: Cell::new(false),
             next_file: Cell::new(0),
@@ -168,6 +185,11 @@ impl Ring {
         registered
     }
 
+    /// A table of `count` empty places for buffers that a driver registers.
+    pub fn register_buffer_table(&self, count: u16) -> io::Result<()> {
+        self.0.driver.borrow_mut().register_buffer_table(count)
+    }
+
     /// Index of the registered buffer that covers `len` bytes at `offset` of the queue's buffers.
     pub fn registered_index(&self, offset: usize, len: usize) -> Option<u16> {
         let first = offset / REGISTERED_BUFFER_MAX;
@@ -191,16 +213,36 @@ impl Ring {
     pub fn completions(&self, into: &mut Vec<Completion>) {
         into.clear();
         self.0.driver.borrow_mut().reap(into);
+        if self.0.transfers.in_flight() != 0 {
+            for completion in into.iter() {
+                if let Token::Front(number) = completion.token {
+                    self.transfer_ended(number, completion.result);
+                }
+            }
+        }
     }
 
-    /// A command of the front end: an opcode of a driver on a registered file.
     #[inline]
-    pub fn command(&self, file: FixedFile, opcode: u32, command: [u8; 16], number: u32) -> io::Result<()> {
-        self.push(Entry::Command { file, opcode, command, address: None }, Token::Front(number))
+    pub(super) fn transfers(&self) -> &Transfers {
+        &self.0.transfers
+    }
+
+    /// A command of the front end: an opcode of a driver on a registered file, its 16 bytes, and
+    /// what some commands carry in the entry's `addr`.
+    #[inline]
+    pub fn command(
+        &self,
+        file: FixedFile,
+        opcode: u32,
+        command: [u8; 16],
+        address: Option<u64>,
+        number: u32,
+    ) -> io::Result<()> {
+        self.push(Entry::Command { file, opcode, command, address }, Token::Front(number))
     }
 
     #[inline]
-    fn push(&self, entry: Entry, token: Token) -> io::Result<()> {
+    pub(super) fn push(&self, entry: Entry, token: Token) -> io::Result<()> {
         self.0.driver.borrow_mut().push(entry, token)
     }
 
@@ -246,6 +288,30 @@ impl Ring {
         len: u64,
     ) -> Operation<'a> {
         Operation::new(self, payload, Work::Entry(Entry::Allocate { file, mode, offset, len }))
+    }
+
+    /// What the clock that timers go by says, in nanoseconds from some moment on. It never goes back.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        clock::monotonic_nanoseconds()
+    }
+
+    /// Waits until [`now`](Self::now) says `until`, as an operation of the payload's slot that touches
+    /// no byte of it.
+    pub async fn sleep_until(&self, payload: &Payload<'_>, until: u64) -> Result<(), Errno> {
+        loop {
+            let left = until.saturating_sub(self.now());
+            if left == 0 {
+                return Ok(());
+            }
+            let nanoseconds = left.min(LONGEST_TIMER);
+            let mut timer = Operation::new(self, payload, Work::Entry(Entry::Timeout { nanoseconds }));
+            timer.memory = (0, 0);
+            match timer.await {
+                Ok(_) | Err(TIMER_EXPIRED | Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
     }
 
     /// Hands the bytes to another thread: `start` gets a [`Ticket`] and passes it on, without

@@ -28,7 +28,7 @@ mod ublk;
 mod world;
 
 pub use clock::Instant;
-pub(super) use clock::sleep;
+pub(super) use clock::{monotonic_nanoseconds, sleep};
 pub use disk::{DiskShape, Faults, PowerLoss};
 pub(super) use memory::mapping_offset;
 pub use random::Random;

@@ -1,8 +1,10 @@
-//! A queue's buffers: one a slot, in one piece of memory that lies on the thread's own node.
+//! A queue's buffers: one a slot, in one piece of memory that lies on the thread's own node, or the
+//! client's own pages, registered with the ring and hidden.
 
+use std::cell::Cell;
 use std::io;
 
-use crate::io::{Errno, Io};
+use crate::io::{Errno, Flags, Io, Op};
 use crate::payload::Payload;
 use crate::port::memory::{HugePages, Mapping};
 use crate::port::ring::Ring;
@@ -13,6 +15,9 @@ use crate::port::system::page_size;
 pub struct Buffers {
     memory: Mapping,
     slot_size: usize,
+    /// A slot each: whether the data of its request is hidden, in the registered buffer of the
+    /// slot's number. Empty where it never is.
+    hidden: Box<[Cell<bool>]>,
 }
 
 impl Buffers {
@@ -22,7 +27,30 @@ impl Buffers {
         let slot_size = (slot_size as usize).next_multiple_of(page_size());
         let mut memory = Mapping::anonymous(slot_size as u64 * u64::from(depth), HugePages::Wanted)?;
         memory.touch();
-        Ok(Buffers { memory, slot_size })
+        Ok(Buffers { memory, slot_size, hidden: Box::default() })
+    }
+
+    /// For payloads that are hidden unless [`show`](Self::show) says otherwise. The slots' own
+    /// buffers are there as well, for what no page of a client carries, but take no memory before
+    /// they are used.
+    pub fn hidden(depth: u16, slot_size: u32) -> io::Result<Buffers> {
+        let slot_size = (slot_size as usize).next_multiple_of(page_size());
+        let memory = Mapping::anonymous(slot_size as u64 * u64::from(depth), HugePages::Never)?;
+        Ok(Buffers { memory, slot_size, hidden: (0..depth).map(|_| Cell::new(true)).collect() })
+    }
+
+    /// The data of the slot's next request is in its own buffer, not hidden; or hidden again.
+    #[inline]
+    pub fn show(&self, slot: u16, in_own_buffer: bool) {
+        if let Some(hidden) = self.hidden.get(usize::from(slot)) {
+            hidden.set(!in_own_buffer);
+        }
+    }
+
+    /// Whether the data of the slot's request is hidden.
+    #[inline]
+    pub fn is_hidden(&self, slot: u16) -> bool {
+        self.hidden.get(usize::from(slot)).is_some_and(Cell::get)
     }
 
     /// Bytes that they take.
@@ -53,10 +81,40 @@ impl Buffers {
         self.slot_size * usize::from(slot)
     }
 
+    /// Bytes in a slot's buffer.
+    #[inline]
+    pub fn slot_size(&self) -> usize {
+        self.slot_size
+    }
+
+    /// Lets the front end at the first `len` bytes of a slot that is not in service. EBUSY where it is,
+    /// EINVAL where the slot has fewer.
+    #[inline]
+    pub fn with_slot<R>(
+        &self,
+        ring: &Ring,
+        slot: u16,
+        len: usize,
+        look: impl FnOnce(Payload<'_>) -> R,
+    ) -> Result<R, Errno> {
+        let flags = Flags::empty();
+        let io = Io { op: Op::Read, flags, offset: 0, len: len as u64, slot };
+        let payload = self.payload(ring, &io)?;
+        if !ring.slot(slot).lend() {
+            return Err(Errno::EBUSY);
+        }
+        let result = look(payload);
+        ring.slot(slot).give_back();
+        Ok(result)
+    }
+
     /// The payload of a request: all bytes it carries, at the start of its slot's buffer.
     #[inline]
-    pub(super) fn payload<'s>(&'s self, ring: &'s Ring, io: &Io) -> Result<Payload<'s>, Errno> {
+    pub(crate) fn payload<'s>(&'s self, ring: &'s Ring, io: &Io) -> Result<Payload<'s>, Errno> {
         let len = super::payload_len(io, self.slot_size)?;
+        if matches!(io.op, Op::Read | Op::Write) && self.is_hidden(io.slot) {
+            return Ok(Payload::hidden(len, ring.slot(io.slot), io.slot, io.slot));
+        }
         let offset = self.offset(io.slot);
         if offset + self.slot_size > self.memory.len() {
             return Err(Errno::EINVAL);
@@ -66,7 +124,8 @@ impl Buffers {
         let registered = ring.registered_index(offset, self.slot_size);
         // SAFETY: touched, so initialised; mapped as long as 's, which covers the loop, and the
         // loop ends only when no operation is in flight. One request at a time has a slot: the
-        // loop makes a payload for serve_now, drops it, and only then one for the task.
+        // loop makes a payload for serve_now, drops it, and only then one for the task, to which the
+        // slot is lent; `with_slot` makes one only while nobody has it.
         Ok(unsafe { Payload::new(start, len, ring.slot(io.slot), io.slot, registered) })
     }
 }

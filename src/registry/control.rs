@@ -31,6 +31,12 @@ pub enum Request {
         /// Also while it is in use.
         force: bool,
     },
+    /// As [`Request::Stop`], for everything that the process serves. Who asks hears of the one
+    /// device whose socket it is.
+    End {
+        /// Also what is in use.
+        force: bool,
+    },
 }
 
 /// What the server answers.

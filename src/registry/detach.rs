@@ -33,11 +33,21 @@ pub struct Detached {
 pub fn detach(registry: &Registry, id: u32, force: bool) -> Result<Detached> {
     let deadline = Deadline::after(ANSWER);
     let Some(entry) = registry.read(id) else { return Err(unknown(id)) };
+    take_away(registry, entry, Request::Stop { force }, deadline)
+}
+
+/// Takes a device away by a request to stop it, or to end its whole process.
+pub(super) fn take_away(
+    registry: &Registry,
+    entry: Entry,
+    request: Request,
+    deadline: Deadline,
+) -> Result<Detached> {
     let how = match entry.is_alive() {
         false => clean_up(registry, &entry, deadline).map(|()| "cleaned-up")?,
-        true => stop(registry, &entry, force, deadline)?,
+        true => stop(registry, &entry, request, deadline)?,
     };
-    Ok(Detached { id, device: entry.device, how })
+    Ok(Detached { id: entry.id, device: entry.device, how })
 }
 
 /// The error for a device that the registry does not have.
@@ -60,10 +70,10 @@ fn clean_up(registry: &Registry, entry: &Entry, deadline: Deadline) -> Result<()
     registry.remove(entry, false).map(drop)
 }
 
-fn stop(registry: &Registry, entry: &Entry, force: bool, deadline: Deadline) -> Result<&'static str> {
+fn stop(registry: &Registry, entry: &Entry, request: Request, deadline: Deadline) -> Result<&'static str> {
     let what = format!("cannot detach {}", entry.device.display());
     let process = Other::open(entry.pid, entry.pid_start);
-    let first = Client::send(registry, entry, Request::Stop { force }).and_then(|mut client| {
+    let first = Client::send(registry, entry, request).and_then(|mut client| {
         let reply = client.receive(deadline.at_most(FIRST_ANSWER))?;
         Ok((client, reply))
     });
@@ -77,19 +87,29 @@ fn stop(registry: &Registry, entry: &Entry, force: bool, deadline: Deadline) -> 
                 Error::new(Kind::Permission, what, "its server obeys its owner only").cure("run as root")
             );
         }
-        Err(_) if force => return kill(registry, entry, process, deadline),
-        Err(error) => return Err(hung(what, entry, &error)),
+        Err(_) if was_taken_away(registry, entry) => return Ok("stopped"),
+        Err(error) => match request {
+            Request::Stop { force: true } if serves_others(registry, entry) => {
+                return Err(hung(what, entry, &error));
+            }
+            Request::Stop { force: true } | Request::End { force: true } => {
+                return kill(registry, entry, process, deadline);
+            }
+            _ => return Err(hung(what, entry, &error)),
+        },
     };
     match client.receive(deadline) {
         Ok(Reply::Stopped) => {}
         Ok(reply) => return Err(refused(what, reply)),
         Err(_) if !entry.is_alive() => return clean_up(registry, entry, deadline).map(|()| "cleaned-up"),
+        Err(_) if was_taken_away(registry, entry) => {}
         Err(error) if error.kind() == Kind::Deadline => return Err(slow(what, entry)),
         Err(error) => return Err(error),
     }
-    // Nothing of it may be left behind when this returns, not even the process.
+    // Nothing of it may be left behind when this returns, not even a process of its own.
     let gone = devices::gone_by(entry.id, deadline) || !entry.owns_device();
-    if gone && process.is_none_or(|process| process.gone_by(deadline)) {
+    let is_shared = entry.config.is_some();
+    if gone && (is_shared || process.is_none_or(|process| process.gone_by(deadline))) {
         // The server did that itself, unless something kept it from it.
         if registry.read(entry.id).is_some() {
             registry.remove(entry, false)?;
@@ -97,6 +117,20 @@ fn stop(registry: &Registry, entry: &Entry, force: bool, deadline: Deadline) -> 
         return Ok("stopped");
     }
     Err(slow(what, entry))
+}
+
+/// Whether a device whose server lives on has gone by itself: its file has changed, or somebody
+/// else has taken it away.
+fn was_taken_away(registry: &Registry, entry: &Entry) -> bool {
+    entry.config.is_some()
+        && registry.read(entry.id).is_none_or(|now| !now.is_same(entry) || now.started != entry.started)
+        && !(devices::exists(entry.id) && entry.owns_device())
+}
+
+/// Whether the process serves other devices as well, which a kill would take along.
+fn serves_others(registry: &Registry, entry: &Entry) -> bool {
+    let mut entries = registry.ids().into_values().filter_map(|(_, entry)| entry);
+    entries.any(|other| other.id != entry.id && other.is_same(entry))
 }
 
 fn refused(what: String, reply: Reply) -> Error {
@@ -118,8 +152,13 @@ fn hung(what: String, entry: &Entry, error: &Error) -> Error {
         true => format!("`kill -CONT {pid}` lets it go on, "),
         false => String::new(),
     };
-    let id = entry.id;
-    Error::new(Kind::Deadline, what, why).cure(format!("{resume}`blockhaus detach --force {id}` kills it"))
+    let cure = match &entry.config {
+        Some(config) => {
+            format!("`blockhaus down --force {}` kills it with all its devices", config.display())
+        }
+        None => format!("`blockhaus detach --force {}` kills it", entry.id),
+    };
+    Error::new(Kind::Deadline, what, why).cure(format!("{resume}{cure}"))
 }
 
 fn slow(what: String, entry: &Entry) -> Error {

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use crate::engine::ublk::Report;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{self, Deadline, Duration};
-use crate::port::socket::{Lines, poll};
+use crate::port::socket::Lines;
 use crate::registry::control::{MAX_REQUEST, Reply, Request, State};
 
 /// Connections at once; for what comes on top the oldest that waits for nothing is closed.
@@ -22,6 +22,8 @@ const AFTER_FAILURE: Duration = Duration::from_millis(20);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wish {
     pub(super) force: bool,
+    /// And everything else that this process serves.
+    pub(super) all: bool,
 }
 
 struct Client {
@@ -95,19 +97,17 @@ impl Clients {
         }
     }
 
-    /// Tells those who wait how it ended.
-    pub(super) fn say_goodbye(&mut self, result: &Result<()>, deadline: Deadline) {
+    /// Tells those who wait how it ended. Who has not taken it by then is still there afterwards.
+    pub(super) fn say_goodbye(&mut self, result: &Result<()>) {
         self.listener = None;
         let reply = result.as_ref().map_or_else(Reply::failed, |()| Reply::Stopped);
         self.clients.retain_mut(|client| client.waits && client.say(&reply).is_ok());
         self.clients.retain(|client| client.lines.wants_to_send());
-        while !self.clients.is_empty() && !deadline.passed() {
-            let polled: Vec<_> = self.polled().collect();
-            if poll(&polled, deadline.left()).is_err() {
-                return;
-            }
-            self.clients.retain_mut(|client| client.lines.flush().is_ok() && client.lines.wants_to_send());
-        }
+    }
+
+    /// After the goodbye: goes on sending it, and drops who has it.
+    pub(super) fn flush(&mut self) {
+        self.clients.retain_mut(|client| client.lines.flush().is_ok() && client.lines.wants_to_send());
     }
 }
 
@@ -136,7 +136,12 @@ impl Client {
             Ok(Request::Stop { force }) => {
                 self.say(&Reply::Accepted)?;
                 self.waits = true;
-                Ok(Some(Wish { force }))
+                Ok(Some(Wish { force, all: false }))
+            }
+            Ok(Request::End { force }) => {
+                self.say(&Reply::Accepted)?;
+                self.waits = true;
+                Ok(Some(Wish { force, all: true }))
             }
             Err(error) => {
                 self.say(&Reply::failed(&Error::invalid("bad request", error.to_string())))?;

@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::engine::ublk::Device;
+use super::disk::Disk;
+use super::served::NODES_GONE;
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
 use crate::port::clock::{self, Deadline, Duration};
+use crate::registry::devices;
 
 /// For how long a disk that is only open counts as used by somebody passing by: udev, a partition
 /// scan.
@@ -20,13 +22,29 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How a stop ended.
 pub(super) enum Stopped {
     /// It goes on as before.
-    Refused(Box<Device>, Error),
+    Refused(Box<dyn Disk>, Error),
     /// The device is gone, or as far gone as it will get.
     Gone(Result<()>),
 }
 
 /// Takes the device away unless it is in use; with `force`, which may be set meanwhile, also then.
-pub(super) fn stop(device: Box<Device>, force: &AtomicBool) -> Stopped {
+/// One that `must_go` is given up where the kernel refuses: `gc` does the rest.
+pub(super) fn stop(device: Box<dyn Disk>, force: &AtomicBool, must_go: bool) -> Stopped {
+    let id = device.id();
+    let stopped = match attempt(device, force) {
+        Stopped::Refused(device, error) if must_go => {
+            drop(device);
+            Stopped::Gone(Err(error))
+        }
+        other => other,
+    };
+    if let Stopped::Gone(_) = stopped {
+        devices::gone_by(id, Deadline::after(NODES_GONE));
+    }
+    stopped
+}
+
+fn attempt(device: Box<dyn Disk>, force: &AtomicBool) -> Stopped {
     let patience = Deadline::after(PASSING);
     let patience_with_udev = Deadline::after(UDEV);
     loop {
@@ -45,7 +63,7 @@ pub(super) fn stop(device: Box<Device>, force: &AtomicBool) -> Stopped {
         let only_udev = !users.is_empty() && users.iter().all(Holder::is_udev);
         let passed = if only_udev { patience_with_udev.passed() } else { patience.passed() };
         if !force.load(Ordering::Relaxed) && (lasting || passed) {
-            let error = in_use(&device, &users);
+            let error = in_use(&*device, &users);
             return Stopped::Refused(device, error);
         }
         clock::sleep(PAUSE);
@@ -53,7 +71,7 @@ pub(super) fn stop(device: Box<Device>, force: &AtomicBool) -> Stopped {
     Stopped::Gone(device.finish())
 }
 
-fn in_use(device: &Device, users: &[Holder]) -> Error {
+fn in_use(device: &dyn Disk, users: &[Holder]) -> Error {
     let path = device.path();
     let why = match users {
         [] => "it is in use, by whom the kernel does not say".to_owned(),

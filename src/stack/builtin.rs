@@ -22,11 +22,17 @@ fn null_type() -> SpecType {
         name: "null",
         argument: "SIZE",
         about: "A disk without contents, for benchmarks: writes are thrown away, what a read returns is undefined.",
-        keys: Vec::new(),
+        keys: vec![Key {
+            name: "zero-copy",
+            values: "yes|no",
+            about: "Allow data paths without a copy. A read then returns what the kernel's pages held before, \
+                    which can be anybody's data: for a machine of your own (no).",
+        }],
         open: Box::new(|spec, options| {
-            let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
+            let block_size = any_block_size(options);
             let size = whole_blocks(spec, spec.size_arg("null:1G")?, block_size)?;
-            Ok(erase(null::Null::new(size, block_size), options))
+            let zero_copy = spec.flag("zero-copy")?.unwrap_or(false);
+            Ok(erase(null::Null::new(size, block_size, zero_copy), options))
         }),
     }
 }
@@ -43,7 +49,7 @@ fn ram_type() -> SpecType {
             about: "Keep the contents in huge pages where the kernel has them (no).",
         }],
         open: Box::new(|spec, options| {
-            let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
+            let block_size = any_block_size(options);
             let size = whole_blocks(spec, spec.size_arg("ram:1G")?, block_size)?;
             let huge_pages = spec.flag("hugepages")?.unwrap_or(false);
             Ok(erase(ram::Ram::new(size, block_size, huge_pages)?, options))
@@ -70,7 +76,7 @@ fn file_type() -> SpecType {
         ],
         open: Box::new(|spec, options| {
             let path = PathBuf::from(spec.required_arg("a path", "file:/path/to/disk.img")?);
-            let block_size = options.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
+            let block_size = any_block_size(options);
             let size = spec.size("size")?.map(|size| whole_blocks(spec, size, block_size)).transpose()?;
             let direct = spec.choice(
                 "direct",
@@ -82,9 +88,15 @@ fn file_type() -> SpecType {
                 direct: direct.unwrap_or(file::Direct::Auto),
                 read_only: options.read_only,
                 block_size: options.block_size,
+                unit: options.engine_unit.unwrap_or(DEFAULT_BLOCK_SIZE),
             })?))
         }),
     }
+}
+
+/// The block size of a disk that can have any: what was asked for, or what the engine's clients count in.
+fn any_block_size(options: &OpenOptions) -> u32 {
+    options.block_size.or(options.engine_unit).unwrap_or(DEFAULT_BLOCK_SIZE)
 }
 
 /// Erases the type, behind [`ReadOnly`] where that was asked for and the backend does not do it.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use blockhaus::backend::blocking::Blocking;
 use blockhaus::backend::{file, ram};
-use blockhaus::engine::ublk::{Device, Options};
+use blockhaus::engine::ublk::{DataPath, Device, Options, Wish};
 use blockhaus::port::channel::{Receiver, bounded};
 use blockhaus::port::sim::{Bug, Config, DiskShape, Faults, Kernel, Outcome, PowerLoss, Random, World};
 use blockhaus::queue::Stack;
@@ -101,6 +101,8 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         queues: random.between(1, 3) as u16,
         depth: *random.pick(&[1, 2, 3, 8, 16]),
         partition_scan: random.chance(600),
+        data_path: Wish::Exactly(DataPath::Copy),
+        registered_tags: None,
     };
     let habits = Habits {
         in_flight: random.between(1, 24) as usize,

@@ -67,6 +67,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     let began = Instant::now();
     host::ensure(host::TO_COMPILE)?;
+    if plan.host.contains(&"host") {
+        host::ensure(host::TO_INTEROPERATE)?;
+    }
     let preparation = Preparation::start(plan.host.contains(&"host"), plan.kernels.clone(), args.refresh);
     let mut results = Vec::new();
     for name in &plan.host {

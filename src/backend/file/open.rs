@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::{Created, Direct, File, Options};
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
-use crate::io::{Capabilities, Errno, Geometry};
+use crate::io::{Capabilities, Errno, Geometry, SegmentLimits};
 use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::file::{self, DirectAlignment, FileKind, How};
 
@@ -15,6 +15,9 @@ use crate::port::file::{self, DirectAlignment, FileKind, How};
 const UDEV_LOCK: Duration = Duration::from_secs(2);
 /// Pause between two tries.
 const RETRY: Duration = Duration::from_millis(20);
+
+/// Shortest piece of memory that a limit may force: a page of the smallest kind.
+const SMALLEST_SEGMENT: u32 = 4096;
 
 /// A file that was opened and locked, and whether past the page cache.
 struct Opened {
@@ -37,20 +40,22 @@ pub(super) fn open(options: &Options) -> Result<File> {
     })?;
     let kind = check_kind(path, &metadata)?;
     let Opened { file, direct } = open_locked(options, kind, &mut notes)?;
-    let size = settle_size(&file, options, kind, created.is_some(), &mut notes)?;
-    let logical_block_size =
-        options.block_size.unwrap_or(direct.map_or(512, |needed| needed.offset.max(512)));
-    check_size(path, size, logical_block_size)?;
+    let file_size = settle_size(&file, options, kind, created.is_some(), &mut notes)?;
+    // Where direct I/O was insisted on, its blocks may be larger than those that were asked for.
+    let needed = direct.map_or(options.unit, |needed| needed.offset.max(512));
+    let logical_block_size = options.block_size.map_or(needed, |wanted| wanted.max(needed));
+    let size = whole_blocks(path, file_size, logical_block_size)?;
 
     let physical = match kind {
         FileKind::BlockDevice => file::block_sizes(&file).map_err(|error| failed(path, error))?.1,
         _ => 4096,
     };
-    let discard_granularity = match discard_granularity(&file, &metadata, kind, size) {
+    let discard_granularity = match discard_granularity(&file, &metadata, kind, file_size) {
         Some(granularity) if !options.read_only => granularity.max(logical_block_size),
         _ => 0,
     };
-    let mut capabilities = Capabilities::empty();
+    // Everything it does with data, it lets the kernel do.
+    let mut capabilities = Capabilities::HIDDEN_PAYLOAD;
     if !options.read_only {
         capabilities |= Capabilities::WRITE
             | Capabilities::VOLATILE_CACHE
@@ -64,15 +69,36 @@ pub(super) fn open(options: &Options) -> Result<File> {
     if file::queue_limit(&metadata, "rotational") == Some(1) {
         capabilities |= Capabilities::ROTATIONAL;
     }
+    // Through the page cache the disk below sees other requests than ours.
+    let is_limited = direct.is_some() && file::splits_requests(&metadata);
     let geometry = Geometry {
         logical_block_size,
         physical_block_size: physical.max(logical_block_size),
         memory_alignment: direct.map_or(1, |needed| needed.memory),
         discard_granularity,
+        max_io_size: longest_request(&metadata).filter(|_| is_limited).unwrap_or(1 << 20),
+        segments: segment_limits(&metadata).filter(|_| is_limited),
         ..Geometry::plain(size)
     };
     let created = Mutex::new(created);
     Ok(File { file, path: path.to_path_buf(), geometry, capabilities, notes, created })
+}
+
+/// Longest request that the disk below takes whole, in bytes.
+fn longest_request(metadata: &Metadata) -> Option<u32> {
+    let kibibytes = file::queue_limit(metadata, "max_sectors_kb")?;
+    u32::try_from(kibibytes.checked_mul(1024)?).ok().filter(|&bytes| bytes >= SMALLEST_SEGMENT)
+}
+
+/// Into how few pieces of memory, and how long ones, the disk below wants a request to fall.
+fn segment_limits(metadata: &Metadata) -> Option<SegmentLimits> {
+    let limit = |name| file::queue_limit(metadata, name);
+    let max_size = u32::try_from(limit("max_segment_size")?).unwrap_or(u32::MAX);
+    let max_count = u16::try_from(limit("max_segments")?).unwrap_or(u16::MAX);
+    if max_size < SMALLEST_SEGMENT || max_count == 0 {
+        return None;
+    }
+    Some(SegmentLimits { boundary_mask: u64::from(u32::MAX), max_size, max_count })
 }
 
 fn what(path: &Path) -> String {
@@ -154,12 +180,27 @@ fn try_direct(options: &Options, kind: FileKind) -> Result<Result<Opened, String
     lock(&file, options, kind)?;
     match file::direct_alignment(&file).map_err(|error| failed(path, error))? {
         None => Ok(Err("its file system does not take direct I/O on it".into())),
-        Some(needed) if options.block_size.is_some_and(|block_size| needed.offset > block_size) => {
-            let wanted = options.block_size.unwrap_or_default();
-            Ok(Err(format!("direct I/O on it needs blocks of {} bytes, not {wanted}", needed.offset)))
-        }
+        Some(needed) if options.direct == Direct::Auto => match better_cached(options, &file, needed)? {
+            Some(why) => Ok(Err(why)),
+            None => Ok(Ok(Opened { file, direct: Some(needed) })),
+        },
         Some(needed) => Ok(Ok(Opened { file, direct: Some(needed) })),
     }
+}
+
+/// Why the page cache serves a file better than direct I/O in blocks that large, if it does.
+fn better_cached(options: &Options, file: &StdFile, needed: DirectAlignment) -> Result<Option<String>> {
+    let block = needed.offset;
+    if let Some(wanted) = options.block_size
+        && block > wanted
+    {
+        return Ok(Some(format!("direct I/O on it needs blocks of {block} bytes, not {wanted}")));
+    }
+    let size = file::size(file).map_err(|error| failed(&options.path, error))?.max(options.size.unwrap_or(0));
+    // What is no whole number of blocks in either way is refused later.
+    let is_odd = !size.is_multiple_of(u64::from(block)) && size.is_multiple_of(u64::from(options.unit));
+    Ok(is_odd
+        .then(|| format!("direct I/O on it needs blocks of {block} bytes, and its {size} are no multiple")))
 }
 
 fn how(options: &Options, kind: FileKind, direct: bool) -> How {
@@ -252,7 +293,8 @@ fn settle_size(
     }
 }
 
-fn check_size(path: &Path, size: u64, block_size: u32) -> Result<()> {
+/// The size, a whole number of blocks.
+fn whole_blocks(path: &Path, size: u64, block_size: u32) -> Result<u64> {
     let block = u64::from(block_size);
     if size == 0 {
         return Err(Error::invalid(what(path), "it is empty, its size is 0")
@@ -264,11 +306,12 @@ fn check_size(path: &Path, size: u64, block_size: u32) -> Result<()> {
         return Err(Error::invalid(what(path), why)
             .cure(format!("make it larger with size={next}, or give a smaller --block-size")));
     }
-    Ok(())
+    Ok(size)
 }
 
-/// Unit of a discard, `None` where there is none to be had.
-fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, size: u64) -> Option<u32> {
+/// Unit of a discard, `None` where there is none to be had. `file_size` is all that the file has, since a
+/// hole is punched behind it to see whether that works.
+fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, file_size: u64) -> Option<u32> {
     match kind {
         FileKind::BlockDevice => {
             let longest = file::queue_limit(metadata, "discard_max_bytes").unwrap_or(0);
@@ -276,6 +319,6 @@ fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, size
                 file::queue_limit(metadata, "discard_granularity").and_then(|unit| u32::try_from(unit).ok());
             unit.filter(|_| longest > 0)
         }
-        _ => file::can_punch_holes(file, size).then_some(4096),
+        _ => file::can_punch_holes(file, file_size).then_some(4096),
     }
 }

@@ -32,16 +32,18 @@ impl Descriptors {
         Ok(Descriptors { mapping, depth, descriptor_size })
     }
 
-    /// The request that arrived with this tag.
+    /// The request that arrived with this tag, and whether the driver failed to register its pages
+    /// (`UBLK_IO_F_NEED_REG_BUF`).
     #[inline]
-    pub fn request(&self, tag: u16) -> Result<Io, Errno> {
+    pub fn request(&self, tag: u16) -> Result<(Io, bool), Errno> {
         debug_assert!(tag < self.depth);
         let place = self.mapping.start().as_ptr() as usize + usize::from(tag) * self.descriptor_size;
         // SAFETY: tags are below the depth, which the front end checked; so the descriptor is inside
         // the mapping, and aligned (map checked). The driver wrote it before the tag's completion
         // and leaves it alone until the commit; volatile, since it is the driver who writes it.
         let descriptor = unsafe { (place as *const IoDesc).read_volatile() };
-        translate(&descriptor, tag)
+        let unregistered = descriptor.flags().contains(IoFlags::NEED_REG_BUF);
+        translate(&descriptor, tag).map(|io| (io, unregistered))
     }
 }
 

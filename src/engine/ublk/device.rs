@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_DEV_ID, ParamTypes, Params};
 
 use super::control::Control;
+use super::data_path::{self, DataPath, Wish};
 use super::queue_thread::Seat;
 use super::report::{Memory, QueueThread, Report};
-use super::{MAX_IO_SIZE, params};
+use super::{MAX_HIDDEN_IO_SIZE, MAX_IO_SIZE, params};
 use crate::error::{Error, Kind, Result};
-use crate::io::Capabilities;
+use crate::io::{Capabilities, Geometry};
 use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::port::clock::{Deadline, Duration, Instant, sleep};
 use crate::port::node;
@@ -44,6 +45,11 @@ pub struct Options {
     pub depth: u16,
     /// Whether the kernel looks for partitions at the start.
     pub partition_scan: bool,
+    /// How the bytes travel.
+    pub data_path: Wish,
+    /// For tests: tags from this one on have no place in the ring's table of buffers, so that the
+    /// driver cannot register theirs and the fallback of [`DataPath::AutoBuf`] is taken.
+    pub registered_tags: Option<u16>,
 }
 
 /// A device that is live, served by threads of this process.
@@ -61,6 +67,8 @@ struct Added {
     node: Option<Arc<File>>,
     queues: Vec<QueueHandle>,
     stack: Arc<dyn Stack>,
+    /// The way of the bytes, and why.
+    data_path: (DataPath, String),
     stopped: bool,
     gone: bool,
 }
@@ -96,15 +104,29 @@ impl Device {
         added: &mut dyn FnMut(u32) -> Result<()>,
     ) -> Result<Device> {
         check(options)?;
-        let parameters = params::params(&stack.geometry(), stack.capabilities(), MAX_IO_SIZE)?;
+        let geometry = stack.geometry();
+        // What is wrong with the disk is said before anything about the kernel.
+        params::check(&geometry)?;
         let control = Control::open()?;
         let features = control.features()?;
+        let data_path = data_path::choose(options.data_path, features, stack.capabilities())?;
+        let max_io_size = max_io_size(&geometry, data_path.0);
+        let parameters = params::params(&geometry, stack.capabilities(), max_io_size, data_path.0);
         let mut notes = stack.notes();
-        let wanted = wanted(options, features);
+        let wanted = wanted(options, features, data_path.0, max_io_size);
         let info = add(&control, wanted)?;
-        let mut device =
-            Added { control, info, node: None, queues: Vec::new(), stack, stopped: false, gone: false };
+        let mut device = Added {
+            control,
+            info,
+            node: None,
+            queues: Vec::new(),
+            stack,
+            data_path,
+            stopped: false,
+            gone: false,
+        };
         added(info.dev_id)?;
+        device.check_granted(wanted.flags)?;
         if info.nr_hw_queues != options.queues || info.queue_depth != options.depth {
             notes.push(format!(
                 "the kernel gave {} queues of depth {} instead of {} of {}",
@@ -112,7 +134,7 @@ impl Device {
             ));
         }
         device.set_params(parameters, &mut notes)?;
-        let seats = device.seat_queues(!options.partition_scan)?;
+        let seats = device.seat_queues(options)?;
         device.go_live()?;
         device.stack.started();
         let report = device.report(features, seats, notes);
@@ -181,15 +203,22 @@ fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn wanted(options: &Options, features: Features) -> CtrlDevInfo {
-    let mut flags = Features::CMD_IOCTL_ENCODE;
+/// Longest read or write: what the backend wants in one piece, as far as there is room for it.
+fn max_io_size(geometry: &Geometry, data_path: DataPath) -> u32 {
+    let room = if data_path.hides() { MAX_HIDDEN_IO_SIZE } else { MAX_IO_SIZE };
+    let least = geometry.logical_block_size.max(page_size() as u32);
+    geometry.max_io_size.min(room).max(least) / least * least
+}
+
+fn wanted(options: &Options, features: Features, data_path: DataPath, max_io_size: u32) -> CtrlDevInfo {
+    let mut flags = Features::CMD_IOCTL_ENCODE | data_path.features();
     if !options.partition_scan && features.contains(Features::NO_AUTO_PART_SCAN) {
         flags |= Features::NO_AUTO_PART_SCAN;
     }
     CtrlDevInfo {
         nr_hw_queues: options.queues,
         queue_depth: options.depth,
-        max_io_buf_bytes: MAX_IO_SIZE.max(page_size() as u32),
+        max_io_buf_bytes: max_io_size,
         dev_id: options.id.unwrap_or(NEW_DEV_ID),
         ublksrv_pid: -1,
         flags,
@@ -222,6 +251,17 @@ impl Added {
         self.queues.iter().find_map(QueueHandle::failure)
     }
 
+    /// What the driver drops silently would make every later step a guess.
+    fn check_granted(&self, wanted: Features) -> Result<()> {
+        let missing = wanted - self.info.flags;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+        let why = format!("the driver did not grant {}", names.join(", "));
+        Err(Error::new(Kind::Unsupported, self.cannot_start(), why).cure("give --data-path copy"))
+    }
+
     /// Sets the parameters, and reads back which of them this kernel knows.
     fn set_params(&self, wanted: Params, notes: &mut Vec<String>) -> Result<()> {
         self.control.set_params(self.id(), wanted)?;
@@ -235,7 +275,7 @@ impl Added {
     }
 
     /// Opens the character device and starts a thread for each queue; returns when all are ready.
-    fn seat_queues(&mut self, no_partition_scan: bool) -> Result<Vec<QueueThread>> {
+    fn seat_queues(&mut self, options: &Options) -> Result<Vec<QueueThread>> {
         let node = Arc::new(open_node(&PathBuf::from(format!("/dev/ublkc{}", self.id())))?);
         self.node = Some(node.clone());
         let (tell, told) = bounded(usize::from(self.info.nr_hw_queues));
@@ -252,7 +292,9 @@ impl Added {
                 descriptor_size: self.descriptor_size(),
                 affinity,
                 remote: remote.clone(),
-                prevent_partition_scan: no_partition_scan
+                data_path: self.data_path.0,
+                registered_tags: options.registered_tags.unwrap_or(self.info.queue_depth),
+                prevent_partition_scan: !options.partition_scan
                     && !self.info.flags.contains(Features::NO_AUTO_PART_SCAN),
             };
             self.queues.push(start_thread(self.id(), seat, remote, tell.clone())?);
@@ -318,8 +360,8 @@ impl Added {
         let names = |features: Features| features.iter_names().map(|(name, _)| name.to_string()).collect();
         Report {
             engine: "ublk".into(),
-            data_path: "copy".into(),
-            data_path_reason: "the driver copies between the request's pages and the queue's buffers".into(),
+            data_path: self.data_path.0.name().into(),
+            data_path_reason: self.data_path.1.clone(),
             queues,
             depth,
             block_size: geometry.logical_block_size,
@@ -329,7 +371,10 @@ impl Added {
             features: names(features),
             flags: names(self.info.flags),
             memory: Memory {
-                locked_buffers: slot * u64::from(queues) * u64::from(depth),
+                locked_buffers: match self.data_path.0.hides() {
+                    true => 0,
+                    false => slot * u64::from(queues) * u64::from(depth),
+                },
                 backend: self.stack.memory_used(),
             },
             queue_threads,

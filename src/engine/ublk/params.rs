@@ -4,6 +4,7 @@ use blockhaus_uapi::ublk::{
     Attributes, ParamBasic, ParamDiscard, ParamDmaAlign, ParamSegment, ParamTypes, Params,
 };
 
+use super::data_path::DataPath;
 use crate::error::{Error, Result};
 use crate::io::{Capabilities, Geometry, SECTOR_SIZE};
 use crate::port::system::page_size;
@@ -11,13 +12,22 @@ use crate::port::system::page_size;
 /// Most sectors in one discard or write-zeroes: the kernel counts a request's bytes in 32 bits.
 const RANGE_MAX_SECTORS: u32 = u32::MAX >> 9;
 
-/// Data is copied by the driver, so that memory of any alignment the block layer knows is fine.
-const COPY_DMA_MASK: u32 = 3;
+/// Where data is copied, memory of any alignment the block layer knows is fine.
+const COPY_DMA_ALIGNMENT: u32 = 4;
 
 /// The parameters of a device with this shape and these capabilities, for requests of at most
-/// `max_io_size` bytes.
-pub(super) fn params(geometry: &Geometry, capabilities: Capabilities, max_io_size: u32) -> Result<Params> {
-    check(geometry)?;
+/// `max_io_size` bytes that travel by `data_path`.
+pub(super) fn params(
+    geometry: &Geometry,
+    capabilities: Capabilities,
+    max_io_size: u32,
+    data_path: DataPath,
+) -> Params {
+    // A request's own pages reach the backend as they are: they must be as it takes them.
+    let memory_alignment = match data_path.hides() {
+        true => geometry.memory_alignment.next_power_of_two().min(page_size() as u32),
+        false => COPY_DMA_ALIGNMENT,
+    };
     let mut attrs = Attributes::empty();
     attrs.set(Attributes::READ_ONLY, !capabilities.contains(Capabilities::WRITE));
     attrs.set(Attributes::ROTATIONAL, capabilities.contains(Capabilities::ROTATIONAL));
@@ -41,7 +51,10 @@ pub(super) fn params(geometry: &Geometry, capabilities: Capabilities, max_io_siz
         len: size_of::<Params>() as u32,
         types: ParamTypes::BASIC | ParamTypes::DMA_ALIGN,
         basic,
-        dma: ParamDmaAlign { alignment: COPY_DMA_MASK, ..ParamDmaAlign::default() },
+        dma: ParamDmaAlign {
+            alignment: memory_alignment.max(COPY_DMA_ALIGNMENT) - 1,
+            ..ParamDmaAlign::default()
+        },
         ..Params::default()
     };
     let discard = capabilities.contains(Capabilities::DISCARD);
@@ -56,7 +69,7 @@ pub(super) fn params(geometry: &Geometry, capabilities: Capabilities, max_io_siz
             ..ParamDiscard::default()
         };
     }
-    if let Some(segments) = geometry.segments {
+    if let Some(segments) = geometry.segments.filter(|_| data_path.hides()) {
         params.types |= ParamTypes::SEGMENT;
         params.seg = ParamSegment {
             seg_boundary_mask: segments.boundary_mask,
@@ -65,14 +78,15 @@ pub(super) fn params(geometry: &Geometry, capabilities: Capabilities, max_io_siz
             ..ParamSegment::default()
         };
     }
-    Ok(params)
+    params
 }
 
 fn shift(bytes: u32) -> u8 {
     bytes.trailing_zeros() as u8
 }
 
-fn check(geometry: &Geometry) -> Result<()> {
+/// Whether ublk can show a disk of this shape.
+pub(super) fn check(geometry: &Geometry) -> Result<()> {
     let block = geometry.logical_block_size;
     let what = "cannot show this disk through ublk";
     if !block.is_power_of_two() || u64::from(block) < SECTOR_SIZE || block as usize > page_size() {
@@ -101,7 +115,7 @@ mod tests {
     #[test]
     fn a_read_only_disk_without_cache_says_so() {
         let geometry = Geometry::plain(1 << 20);
-        let params = params(&geometry, Capabilities::FUA, 1 << 18).unwrap();
+        let params = params(&geometry, Capabilities::FUA, 1 << 18, DataPath::Copy);
         assert_eq!(params.basic.attrs, Attributes::READ_ONLY);
         assert_eq!(params.types, ParamTypes::BASIC | ParamTypes::DMA_ALIGN);
         assert_eq!((params.basic.dev_sectors, params.basic.max_sectors), (2048, 512));
@@ -112,7 +126,7 @@ mod tests {
     fn sizes_that_no_disk_has_are_refused() {
         for (size, block) in [(0, 512), (1000, 512), (1 << 20, 500), (1 << 20, 1 << 21), (1 << 20, 0)] {
             let geometry = Geometry { logical_block_size: block, ..Geometry::plain(size) };
-            assert!(params(&geometry, Capabilities::all(), 1 << 18).is_err(), "{size} {block}");
+            assert!(check(&geometry).is_err(), "{size} {block}");
         }
     }
 }

@@ -1,11 +1,11 @@
 //! One thread a queue: pinned, its memory near, its ring its own.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use super::data_path::DataPath;
 use super::descriptors::Descriptors;
-use super::per_tag::PerTag;
+use super::per_tag::{self, PerTag};
 use super::report::QueueThread;
 use crate::backend::QueueContext;
 use crate::error::{Error, Result};
@@ -24,6 +24,9 @@ pub(super) struct Seat {
     pub descriptor_size: usize,
     pub affinity: CpuMask,
     pub remote: Arc<Remote>,
+    pub data_path: DataPath,
+    /// Tags whose pages the driver can register.
+    pub registered_tags: u16,
     /// Keep a kernel that cannot be asked not to (before 7.0) from looking for partitions.
     pub prevent_partition_scan: bool,
 }
@@ -43,14 +46,25 @@ impl Seat {
         // Declared in this order, so that the ring is dropped before the memory it works on.
         let descriptors = Descriptors::map(&self.device, self.queue, self.depth, self.descriptor_size)
             .map_err(failed("cannot map the descriptors"))?;
-        let buffers =
-            Buffers::new(self.depth, self.max_io_size).map_err(failed("no memory for the buffers"))?;
+        let buffers = match self.data_path.hides() {
+            true => Buffers::hidden(self.depth, self.max_io_size),
+            false => Buffers::new(self.depth, self.max_io_size),
+        }
+        .map_err(failed("no memory for the buffers"))?;
         let ring = Ring::new(self.depth, self.remote.clone()).map_err(failed("cannot make an io_uring"))?;
+        let front = per_tag::Seat {
+            device: &self.device,
+            queue: self.queue,
+            depth: self.depth,
+            path: self.data_path,
+            registered_tags: self.registered_tags,
+            descriptors: &descriptors,
+            buffers: &buffers,
+        };
+        let mut front = PerTag::new(front, &ring).map_err(failed("cannot register with its io_uring"))?;
         // SAFETY: the ring and all its clones are gone before the buffers, by the order above and
         // since the backend's queue, which has a clone, lives inside `Stack::serve`.
-        let registered = unsafe { buffers.register(&ring) };
-        let file =
-            ring.register_file(self.device.as_raw_fd()).map_err(failed("cannot register the device"))?;
+        let registered = self.data_path.hides() || unsafe { buffers.register(&ring) };
         let tid = thread::current_id();
         seated(QueueThread {
             queue: self.queue,
@@ -67,7 +81,6 @@ impl Seat {
         }
         let context =
             QueueContext { ring: &ring, index: self.queue, depth: self.depth, max_io_size: self.max_io_size };
-        let mut front = PerTag::new(file, self.queue, self.depth, &descriptors, &buffers);
         self.stack.serve(&context, &buffers, &mut front)
     }
 

@@ -38,7 +38,8 @@ pub struct Report {
 /// Memory of a device, in bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Memory {
-    /// The queues' buffers: queues × depth × longest request. Touched and locked.
+    /// The queues' buffers: queues × depth × longest request, touched and locked; none where the
+    /// data path works on the client's own pages.
     pub locked_buffers: u64,
     /// The contents, where they are in memory.
     pub backend: Option<u64>,

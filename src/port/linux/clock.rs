@@ -56,6 +56,17 @@ pub fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }
 
+/// Nanoseconds of CLOCK_MONOTONIC, by which timers of a ring go.
+#[inline]
+pub fn monotonic_nanoseconds() -> u64 {
+    #[cfg(feature = "sim")]
+    if let Some(now) = crate::port::sim::monotonic_nanoseconds() {
+        return now;
+    }
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Seconds since the machine was started, sleep included.
 pub fn seconds_since_boot() -> u64 {
     seconds(ClockId::CLOCK_BOOTTIME)

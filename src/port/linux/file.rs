@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::port::memory::{HugePages, Mapping};
 
@@ -171,15 +171,40 @@ pub fn block_sizes(file: &File) -> io::Result<(u32, u32)> {
 /// A value of the queue of the disk that a file or block device lies on, from sysfs: `None` where
 /// there is no such disk (tmpfs, network) or no such value.
 pub fn queue_limit(metadata: &std::fs::Metadata, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(disk_folder(metadata)?.join("queue").join(name)).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The folder in sysfs of the disk that a file or block device lies on.
+fn disk_folder(metadata: &std::fs::Metadata) -> Option<PathBuf> {
     let device = match kind(metadata) {
         FileKind::BlockDevice => metadata.rdev(),
         _ => metadata.dev(),
     };
-    let disk = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    let of = PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device)));
     // A partition has no queue of its own; its disk is the folder above.
-    let of_disk = std::fs::read_to_string(format!("{disk}/queue/{name}"));
-    let text = of_disk.or_else(|_| std::fs::read_to_string(format!("{disk}/../queue/{name}"))).ok()?;
-    text.trim().parse().ok()
+    [of.clone(), of.join("..")].into_iter().find(|folder| folder.join("queue").is_dir())
+}
+
+/// Whether the disk below a file or block device cuts what is longer than its limits say. One that
+/// makes requests of its own does, and so does one that stands on others. A disk of memory (brd, zram,
+/// pmem) takes any length, and its limits are only what nobody has set.
+pub fn splits_requests(metadata: &std::fs::Metadata) -> bool {
+    disk_folder(metadata).is_some_and(|folder| {
+        let stands_on_others =
+            || std::fs::read_dir(folder.join("slaves")).is_ok_and(|mut slaves| slaves.next().is_some());
+        folder.join("mq").is_dir() || stands_on_others()
+    })
+}
+
+/// Reads all of `bytes` from `offset`; where there are fewer, it is an error (UnexpectedEof).
+pub fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(bytes, offset)
+}
+
+/// Writes all of `bytes` to `offset`.
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset)
 }
 
 /// fdatasync(2), where no ring is.

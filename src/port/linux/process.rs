@@ -154,14 +154,17 @@ impl Other {
         is_alive(pid, start).then_some(Other { fd })
     }
 
-    /// Ends it at once (SIGKILL).
+    /// Ends it at once (SIGKILL). One that has ended already is fine.
     pub fn kill(&self) -> io::Result<()> {
         let null = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: the descriptor is open, and no siginfo is passed.
         let result = unsafe {
             libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), libc::SIGKILL, null, 0)
         };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        match io::Error::last_os_error() {
+            error if result != 0 && error.raw_os_error() != Some(libc::ESRCH) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Whether it has ended by the deadline.

@@ -5,6 +5,8 @@ use std::os::fd::RawFd;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
+use crate::payload::OPERATIONS_PER_SLOT;
+use crate::port::clock::Duration;
 use crate::port::remote::Remote;
 use crate::port::ring::{AllocateMode, Completion, Entry, Token};
 
@@ -14,6 +16,8 @@ pub(in crate::port) struct Uring {
     event_fd: RawFd,
     /// Where the kernel writes what it read from the eventfd; boxed, since its address must not change.
     wake_counter: Box<u64>,
+    /// What the kernel reads when a timer is submitted: one for each operation there can be.
+    timers: Box<[types::Timespec]>,
 }
 
 type SetUp = fn(&mut io_uring::Builder);
@@ -48,7 +52,10 @@ impl Uring {
                     // Saves a file lookup an enter; since 5.18, and only a wish.
                     let _ = uring.submitter().register_ring_fd();
                     let wake_counter = Box::new(0);
-                    return Ok((Uring { uring, event_fd: remote.event_fd(), wake_counter }, name));
+                    let timers = vec![types::Timespec::new(); usize::from(slots) * OPERATIONS_PER_SLOT];
+                    let event_fd = remote.event_fd();
+                    let timers = timers.into_boxed_slice();
+                    return Ok((Uring { uring, event_fd, wake_counter, timers }, name));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
                 Err(error) => return Err(error),
@@ -77,6 +84,11 @@ impl Uring {
             .collect();
         // SAFETY: the caller keeps the memory mapped.
         unsafe { self.uring.submitter().register_buffers(&pieces) }.is_ok()
+    }
+
+    /// A table of `count` empty places for buffers.
+    pub fn register_buffer_table(&mut self, count: u16) -> io::Result<()> {
+        self.uring.submitter().register_buffers_sparse(u32::from(count))
     }
 
     /// Submits what is waiting and sleeps until there are `want` completions or a signal came.
@@ -108,10 +120,10 @@ impl Uring {
     /// Queues an entry, to be submitted with the next wait.
     #[inline]
     pub fn push(&mut self, entry: Entry, token: Token) -> io::Result<()> {
-        let entry = self.prepare(entry).user_data(token.pack());
+        let entry = self.prepare(entry, token)?.user_data(token.pack());
         loop {
-            // SAFETY: what an entry points at belongs to a slot (or to the ring itself), and is
-            // neither reused nor unmapped before its completion was reaped.
+            // SAFETY: what an entry points at belongs to a slot or a transfer (or to the ring itself),
+            // and is neither reused nor unmapped before its completion was reaped.
             if unsafe { self.uring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
@@ -120,8 +132,8 @@ impl Uring {
     }
 
     #[inline]
-    fn prepare(&mut self, entry: Entry) -> squeue::Entry {
-        match entry {
+    fn prepare(&mut self, entry: Entry, token: Token) -> io::Result<squeue::Entry> {
+        Ok(match entry {
             Entry::Command { file, opcode, command, address } => {
                 opcode::UringCmd16::new(types::Fixed(file.0), opcode).cmd(command).addr(address).build()
             }
@@ -160,11 +172,32 @@ impl Uring {
                 };
                 opcode::Fallocate::new(types::Fixed(file.0), len).offset(offset).mode(mode).build()
             }
+            Entry::Timeout { nanoseconds } => {
+                let place = match token {
+                    Token::Operation { slot, entry } => {
+                        self.timers.get_mut(usize::from(slot) * OPERATIONS_PER_SLOT + usize::from(entry))
+                    }
+                    Token::Front(_) | Token::Wake => None,
+                };
+                let timer = place.ok_or(io::ErrorKind::InvalidInput)?;
+                *timer = Duration::from_nanos(nanoseconds).into();
+                opcode::Timeout::new(timer).build()
+            }
+            Entry::Receive { socket, start, len, all } => {
+                let flags = if all { libc::MSG_WAITALL } else { 0 };
+                opcode::Recv::new(types::Fd(socket), start, len).flags(flags).build()
+            }
+            Entry::Send { socket, start, len, more } => {
+                // WAITALL: the kernel goes on by itself where it could send only a part.
+                let more = if more { libc::MSG_MORE } else { 0 };
+                let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | more;
+                opcode::Send::new(types::Fd(socket), start, len).flags(flags).build()
+            }
             Entry::Wake => {
                 let counter = std::ptr::from_mut::<u64>(&mut self.wake_counter).cast::<u8>();
                 opcode::Read::new(types::Fd(self.event_fd), counter, 8).build()
             }
-        }
+        })
     }
 }
 

@@ -67,6 +67,12 @@ impl Sub<Duration> for Instant {
     }
 }
 
+/// The world's time; `None` where the thread is in none.
+pub(in crate::port) fn monotonic_nanoseconds() -> Option<u64> {
+    let now_ns = current()?.state().schedule.now_ns;
+    Some(now_ns + AFTER_DEATH.get().as_nanos() as u64)
+}
+
 /// Sleeps in the world's time; false where the thread is in none.
 pub(in crate::port) fn sleep(duration: Duration) -> bool {
     let Some(handle) = current() else { return false };

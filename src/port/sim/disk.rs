@@ -255,10 +255,9 @@ impl State {
 
     /// Slots of a ring with an operation on its way.
     pub fn slot_in_use(&self, ring: usize, slot: u16) -> bool {
-        self.operations.values().any(|operation| {
-            operation.ring == ring
-                && matches!(operation.token, Token::Operation { slot: used, .. } if used == slot)
-        })
+        let of_slot = |token: &Token| matches!(token, Token::Operation { slot: used, .. } if *used == slot);
+        self.operations.values().any(|operation| operation.ring == ring && of_slot(&operation.token))
+            || self.rings[ring].has_timer(of_slot)
     }
 
     /// The operation happens.
@@ -336,7 +335,11 @@ impl State {
                 }
                 0
             }
-            Entry::Command { .. } | Entry::Wake => 0,
+            Entry::Command { .. }
+            | Entry::Timeout { .. }
+            | Entry::Receive { .. }
+            | Entry::Send { .. }
+            | Entry::Wake => 0,
         };
         match (error, short) {
             (Some(errno), _) => {
@@ -378,7 +381,10 @@ fn kind_of(entry: &Entry) -> u64 {
         Entry::Allocate { mode: AllocateMode::PunchHole, .. } => 4,
         Entry::Allocate { mode: AllocateMode::ZeroRange, .. } => 5,
         Entry::Command { .. } => 6,
-        Entry::Wake => 7,
+        Entry::Timeout { .. } => 7,
+        Entry::Receive { .. } => 8,
+        Entry::Send { .. } => 9,
+        Entry::Wake => 10,
     }
 }
 

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 pub use crate::port::linux::file::{
-    DirectAlignment, FileKind, How, block_sizes, kind, queue_limit, size, try_lock,
+    DirectAlignment, FileKind, How, block_sizes, kind, queue_limit, read_exact_at, size, splits_requests,
+    try_lock, write_all_at,
 };
 
 use super::current;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::file::{Object, object_of};
-use super::schedule::ThreadId;
+use super::schedule::{Event, ThreadId};
 use super::world::{Bug, State};
 use super::{Handle, current};
 use crate::port::linux::uring::Uring;
@@ -41,6 +41,16 @@ impl Driver {
             // SAFETY: the caller's promise.
             Driver::Linux(uring) => unsafe { uring.register_buffers(start, len, piece) },
             Driver::Simulated(ring) => ring.handle.state().random.chance(800),
+        }
+    }
+
+    pub fn register_buffer_table(&mut self, count: u16) -> io::Result<()> {
+        match self {
+            Driver::Linux(uring) => uring.register_buffer_table(count),
+            Driver::Simulated(ring) => {
+                ring.handle.state().rings[ring.ring].buffer_places = count;
+                Ok(())
+            }
         }
     }
 
@@ -89,6 +99,10 @@ pub(super) struct RingState {
     pub thread: ThreadId,
     pub files: Vec<Option<Object>>,
     done: VecDeque<Completion>,
+    /// Timers that have not run out.
+    timers: Vec<Token>,
+    /// Places for buffers that a driver registers.
+    buffer_places: u16,
     /// Entries that wait for the eventfd, and what is in it.
     wakes_armed: usize,
     event_count: u64,
@@ -105,6 +119,8 @@ impl SimRing {
             thread: handle.thread,
             files: vec![None; files as usize],
             done: VecDeque::new(),
+            timers: Vec::new(),
+            buffer_places: 0,
             wakes_armed: 0,
             event_count: 0,
             closed: false,
@@ -167,10 +183,17 @@ impl Drop for SimRing {
         if state.dead(self.handle.thread) {
             return;
         }
-        if state.operations.values().any(|operation| operation.ring == self.ring) {
+        let timers = !state.rings[self.ring].timers.is_empty();
+        if timers || state.operations.values().any(|operation| operation.ring == self.ring) {
             state.fail(format!("ring {} was closed with operations in flight", self.ring));
         }
         state.note("ring closed", [self.ring as u64, 0, 0, 0]);
+    }
+}
+
+impl RingState {
+    pub fn has_timer(&self, of: impl Fn(&Token) -> bool) -> bool {
+        self.timers.iter().any(of)
     }
 }
 
@@ -185,6 +208,14 @@ impl State {
                 self.rings[ring].wakes_armed += 1;
                 self.ring_event(ring);
             }
+            Entry::Timeout { nanoseconds } => {
+                self.rings[ring].timers.push(token);
+                // Never early, and as late as a wake-up is.
+                let late = self.latency();
+                self.schedule.after(nanoseconds.saturating_add(late), Event::Timer { ring, token });
+            }
+            // There are no sockets in this world.
+            Entry::Receive { .. } | Entry::Send { .. } => self.complete(ring, token, -libc::EBADF),
             Entry::Read { file, .. }
             | Entry::Write { file, .. }
             | Entry::SyncData { file }
@@ -209,6 +240,12 @@ impl State {
         let thread = to.thread;
         self.note("completion", [ring as u64, token.pack(), result as u64, 0]);
         self.wake(thread);
+    }
+
+    /// A timer has run out.
+    pub fn timer_expired(&mut self, ring: usize, token: Token) {
+        self.rings[ring].timers.retain(|timer| *timer != token);
+        self.complete(ring, token, -libc::ETIME);
     }
 
     fn ring_event(&mut self, ring: usize) {

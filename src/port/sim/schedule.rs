@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 
 use super::Handle;
 use super::world::{Killed, State};
+use crate::port::ring::Token;
 
 pub(super) type ThreadId = usize;
 
@@ -37,6 +38,8 @@ pub(super) enum Event {
     Abort { device: u32, queue: u16, tag: u16 },
     /// The client wanted to be asked again.
     Client(u32),
+    /// A timer in a ring has run out.
+    Timer { ring: usize, token: Token },
 }
 
 /// What a thread is doing.

@@ -195,6 +195,7 @@ impl State {
             Event::StopDrains(device) => self.stop_drains(device),
             Event::Abort { device, queue, tag } => self.abort(device, queue, tag),
             Event::Client(device) => self.ask_client(device),
+            Event::Timer { ring, token } => self.timer_expired(ring, token),
         }
     }
 }

@@ -20,7 +20,7 @@ const SEED: u64 = 0xce11;
 pub fn run(cell: Cell) -> Outcome {
     let tool = Blockhaus::new();
     let (queues, depth) = (cell.queues.to_string(), cell.depth.to_string());
-    let knobs = ["--queues", &queues, "--depth", &depth];
+    let knobs = ["--queues", &queues, "--depth", &depth, "--data-path", cell.path];
     let file = home::path("cell.img");
     let spec = match cell.backend {
         Backend::Ram => "ram:512M".to_string(),
@@ -81,6 +81,7 @@ fn shape(device: &Attached, cell: Cell) -> Outcome {
     let info = &device.info;
     ensure!(info.queues == cell.queues, "asked for {} queues, got {}", cell.queues, info.queues);
     ensure!(info.depth == cell.depth, "asked for depth {}, got {}", cell.depth, info.depth);
+    ensure!(info.data_path == cell.path, "asked for {}, got {}", cell.path, info.data_path);
     ensure!(info.size == SIZE, "attach reports {} bytes, the backend has {SIZE}", info.size);
     let sectors = device.sys("size")?;
     ensure!(sectors == (SIZE / 512).to_string(), "the disk has {sectors} sectors, not {}", SIZE / 512);

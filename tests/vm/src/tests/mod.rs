@@ -16,7 +16,9 @@ mod features;
 mod life;
 mod memory;
 mod none;
+mod paths;
 mod shutdown;
+mod up;
 
 pub use cells::inner as on_device;
 
@@ -51,7 +53,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 13] = [
+const AREAS: [&[Entry]; 15] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -60,11 +62,13 @@ const AREAS: [&[Entry]; 13] = [
     busy::TESTS,
     shutdown::TESTS,
     crash::TESTS,
+    paths::TESTS,
     bad::TESTS,
     bad_holders::TESTS,
     enospc::TESTS,
     examples::TESTS,
     alloc::TESTS,
+    up::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {

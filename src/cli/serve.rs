@@ -1,0 +1,203 @@
+//! `serve`: disks for NBD clients.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{disk, output};
+use crate::config::Spec;
+use crate::engine::nbd::{Offer, Options, UNIT};
+use crate::error::{Error, Result};
+use crate::nbd::uri::DEFAULT_PORT;
+use crate::port::signal::Signals;
+use crate::sandbox;
+use crate::server::exports::{self, Address, Plan, Ready};
+use crate::stack::{OpenOptions, SpecTable};
+use crate::up;
+
+/// Serves disks to NBD clients, until it is ended.
+///
+/// Prints what a client is given to connect, an NBD URI for each export and address, when clients can.
+/// Serves in this process until SIGTERM or SIGINT; then it takes nothing new, answers what was asked,
+/// makes everything durable and exits. A second signal ends it at once.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// A disk and the name that clients choose it by; the first is the default. A SPEC alone has the
+    /// empty name.
+    #[arg(required = true, value_name = "NAME=SPEC")]
+    exports: Vec<String>,
+
+    /// Put a filter on every disk, as `attach` takes it. Given several times, the first is nearest to the
+    /// client and the last nearest to the disk.
+    #[arg(long = "filter", value_name = "NAME,KEY=VALUE")]
+    filters: Vec<String>,
+
+    /// Where clients come to: unix:PATH or tcp:HOST:PORT. May be given several times.
+    #[arg(long, required = true, value_name = "ADDRESS")]
+    listen: Vec<String>,
+
+    /// Number of queues of each export, each served by a thread of its own; at most the number of CPUs.
+    /// Connections are spread over them.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    queues: u32,
+
+    /// Requests that a queue has in service at once, 1 to 4096.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    depth: u32,
+
+    /// Connections at once, to all exports together; one more is closed at once.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_connections: u16,
+
+    /// Logical block size in bytes: a power of two from 512 up to the page size. Without it the
+    /// backend chooses.
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<String>,
+
+    /// Refuse everything that would change the disks.
+    #[arg(long)]
+    read_only: bool,
+
+    /// Listen on addresses that other machines can reach, although nothing is encrypted and nobody is
+    /// asked for a password.
+    #[arg(long)]
+    insecure_listen: bool,
+
+    /// Print one JSON object instead of the URIs.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
+    // Blocked before a backend can make a thread.
+    let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
+    let options = Options {
+        queues: disk::queues(arguments.queues)?,
+        depth: disk::depth(arguments.depth)?,
+        max_connections: arguments.max_connections,
+    };
+    let open = OpenOptions {
+        read_only: arguments.read_only,
+        block_size: arguments.block_size.as_deref().map(disk::block_size).transpose()?,
+        engine_unit: Some(UNIT),
+    };
+    let filters = disk::filters(&arguments.filters)?;
+    filters.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;
+    let addresses = arguments.listen.iter().map(|text| address(text)).collect::<Result<Vec<_>>>()?;
+    if !arguments.insecure_listen {
+        addresses.iter().try_for_each(safe)?;
+    }
+    let named = arguments.exports.iter().map(|text| named(text, table)).collect::<Result<Vec<_>>>()?;
+    for note in sandbox::prepare() {
+        output::note(&note);
+    }
+    let offer = |(name, spec): (String, Spec)| {
+        let stack = table.open_with(&spec, &filters, &open)?;
+        Ok(Offer { name, description: up::with_filters(&spec, &filters), stack })
+    };
+    let offers = named.into_iter().map(offer).collect::<Result<Vec<_>>>()?;
+    let plan = Plan { offers, addresses, options };
+    exports::run(plan, signals, &mut |ready| print(ready, arguments.json))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(ready: &Ready, json: bool) -> Result<()> {
+    for note in ready.exports.iter().flat_map(|export| &export.notes) {
+        output::note(note);
+    }
+    if json {
+        return output::json(ready);
+    }
+    ready.exports.iter().flat_map(|export| &export.uris).try_for_each(|uri| output::line(uri))
+}
+
+/// `NAME=SPEC`, or a spec alone. A name has no colon, so that what stands before the first `=` is one
+/// only where no spec type has begun.
+fn named(text: &str, table: &SpecTable) -> Result<(String, Spec)> {
+    let (name, spec) = match text.split_once('=') {
+        Some((name, spec)) if !name.contains([':', ',']) => (name, spec),
+        _ => ("", text),
+    };
+    let spec: Spec = spec.parse()?;
+    table.check(&spec)?;
+    Ok((name.to_owned(), spec))
+}
+
+fn address(text: &str) -> Result<Address> {
+    let what = || format!("cannot listen on {text:?}");
+    let cure = "write unix:/run/disk.sock or tcp:127.0.0.1:10809";
+    match text.split_once(':') {
+        Some(("unix", path)) if !path.is_empty() => {
+            // Absolute, since that is what the URI needs.
+            let path = std::path::absolute(PathBuf::from(path));
+            path.map(Address::Unix).map_err(|error| Error::system(what(), error))
+        }
+        Some(("tcp", host)) if !host.is_empty() => {
+            resolve(host).map(Address::Tcp).map_err(|error| Error::system(what(), error).cure(cure))
+        }
+        _ => Err(Error::invalid(what(), "it is neither unix:PATH nor tcp:HOST:PORT").cure(cure)),
+    }
+}
+
+/// The first address of `HOST:PORT`, or of `HOST` with the port that clients expect.
+fn resolve(host: &str) -> std::io::Result<SocketAddr> {
+    let mut found = match host.to_socket_addrs() {
+        Ok(found) => found,
+        Err(_) => (host.trim_matches(['[', ']']), DEFAULT_PORT).to_socket_addrs()?,
+    };
+    found.next().ok_or_else(|| std::io::Error::other("the name has no address"))
+}
+
+/// Refuses what other machines can reach.
+fn safe(address: &Address) -> Result<()> {
+    match address {
+        Address::Tcp(socket) if !socket.ip().is_loopback() => {
+            let why = "other machines can reach it, and nothing is encrypted";
+            Err(Error::invalid(format!("refusing to listen on {address}"), why)
+                .cure("listen on 127.0.0.1 or a Unix socket, or say --insecure-listen if you mean it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_specs_are_told_apart() {
+        let table = SpecTable::builtin();
+        let named = |text: &str| named(text, &table).map(|(name, spec)| (name, spec.to_string()));
+        for (text, name, spec) in [
+            ("disk=ram:1G", "disk", "ram:1G"),
+            ("ram:1G", "", "ram:1G"),
+            ("file:/x,size=1G", "", "file:/x,size=1G"),
+            ("a b=file:/x=y,size=1G", "a b", "file:/x=y,size=1G"),
+            ("=ram:1G", "", "ram:1G"),
+        ] {
+            assert_eq!(named(text).unwrap(), (name.to_owned(), spec.to_owned()), "{text}");
+        }
+        assert!(named("disk=rma:1G").unwrap_err().to_string().contains("did you mean ram?"));
+    }
+
+    #[test]
+    fn only_this_machine_is_listened_to_unless_somebody_insists() {
+        for (text, is_safe) in [
+            ("tcp:127.0.0.1:0", true),
+            ("tcp:[::1]:10809", true),
+            ("tcp:127.0.0.1", true),
+            ("unix:x", true),
+            ("tcp:0.0.0.0:10809", false),
+            ("tcp:[::]:10809", false),
+            ("tcp:192.0.2.1:1", false),
+        ] {
+            assert_eq!(safe(&address(text).unwrap()).is_ok(), is_safe, "{text}");
+        }
+        for text in ["", "unix:", "tcp:", "/run/x", "udp:127.0.0.1:1"] {
+            assert!(address(text).unwrap_err().to_string().contains("unix:"), "{text}");
+        }
+        assert_eq!(address("tcp:127.0.0.1").unwrap().to_string(), "tcp:127.0.0.1:10809");
+    }
+}

@@ -1,0 +1,102 @@
+//! `up`: all the disks of a file, from one process.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::{attach, output};
+use crate::error::{Error, Kind, Result};
+use crate::port::notify::Notifier;
+use crate::port::process;
+use crate::port::signal::Signals;
+use crate::registry::{Registry, down};
+use crate::sandbox;
+use crate::server::{self, Ready, Service, Source};
+use crate::stack::SpecTable;
+use crate::up::{self, Wanted};
+
+/// Serves all the disks of a file from one process, and prints their paths when all of them can be
+/// opened.
+///
+/// It stays in the foreground, as service managers want it, and tells systemd when it is ready.
+/// When one disk cannot be had, there is none. SIGHUP reads the file again: what was taken out of
+/// it is stopped, what is new or has changed is started, the rest is not touched, and a file that
+/// is not right changes nothing. SIGTERM and SIGINT take the disks away; those that are in use are
+/// left, and a second signal within a minute forces. `list`, `status` and `detach` know each of
+/// the disks; `down` takes away all of them.
+#[derive(Debug, Args)]
+#[command(after_help = "What the file may say is in docs/config.md. The least there can be:\n\n  \
+                        [[device]]\n  spec = \"ram:1G\"\n\n\
+                        Relative paths in the file begin at the folder it is in.")]
+pub(super) struct Arguments {
+    /// The file.
+    #[arg(value_name = "CONFIG.toml")]
+    config: PathBuf,
+
+    /// Only say whether the file is right, as far as can be seen without opening a disk.
+    #[arg(long)]
+    check: bool,
+
+    /// Print one JSON array with an object for each disk instead of the paths.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: Arguments, table: &Arc<SpecTable>) -> Result<ExitCode> {
+    // Before anything leaves the folder that a relative name of it begins at.
+    let registry = Registry::of_host();
+    let path = enter_folder(&arguments.config)?;
+    let config = up::check(&path, table)?;
+    if arguments.check {
+        let (devices, exports) = (config.devices.len(), config.exports.len());
+        output::note(&format!("{} is right: {devices} devices, {exports} exports", path.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    not_up_already(&registry, &path)?;
+    // Blocked before a backend can make a thread.
+    let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
+    process::set_name(c"blockhaus");
+    let mut wanted = Wanted::new(path.clone(), table.clone(), sandbox::prepare());
+    let jobs = wanted.reload(&[])?.start;
+    let service = Service {
+        config: Some(path),
+        jobs,
+        source: Some(Box::new(wanted)),
+        notifier: Notifier::of_environment(),
+    };
+    server::run_all(service, signals, registry, &mut |devices| print(devices, arguments.json))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Goes to the folder of the file, where its relative paths begin, also when it is read again.
+/// Returns the file's whole path, by which `down` knows it.
+fn enter_folder(config: &Path) -> Result<PathBuf> {
+    let path = std::fs::canonicalize(config).map_err(|error| {
+        let error = Error::system(format!("cannot read {}", config.display()), error);
+        error.cure("name a file such as /etc/blockhaus/blockhaus.toml; docs/config.md says what is in it")
+    })?;
+    if let Some(folder) = path.parent() {
+        std::env::set_current_dir(folder)
+            .map_err(|error| Error::system(format!("cannot enter {}", folder.display()), error))?;
+    }
+    Ok(path)
+}
+
+fn not_up_already(registry: &Registry, path: &Path) -> Result<()> {
+    let there = down::devices_of(registry, Some(path));
+    let Some(entry) = there.iter().find(|entry| entry.is_alive()) else { return Ok(()) };
+    let (pid, path) = (entry.pid, path.display());
+    let why = format!("process {pid} serves it");
+    Err(Error::new(Kind::Busy, format!("{path} is up already"), why)
+        .cure(format!("`kill -HUP {pid}` has it read the file again, `blockhaus down {path}` takes it down")))
+}
+
+fn print(devices: &[Ready], json: bool) -> Result<()> {
+    devices.iter().for_each(attach::describe);
+    match json {
+        true => output::json(&devices),
+        false => devices.iter().try_for_each(|ready| output::line(&ready.device)),
+    }
+}

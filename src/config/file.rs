@@ -1,0 +1,535 @@
+//! The file of `up`: what is to be served by one process, as TOML.
+//!
+//! Any text gives a [`Config`] or an error that names the file, the line and the cure. What the
+//! keys mean is in [`KEYS`], from which the documentation comes as well.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use toml::de::{DeTable, DeValue};
+
+use super::Spec;
+use super::limits::Limits;
+use super::section::{Document, Placed, Section};
+use crate::error::Result;
+
+/// Longest file that is looked at.
+pub const MAX_LEN: usize = 1 << 20;
+
+/// Longest name of an export, as the NBD protocol has it.
+const MAX_EXPORT_NAME: usize = 4096;
+
+/// Longest path of a Unix socket, its final NUL included.
+const MAX_SOCKET_PATH: usize = 108;
+
+/// What a file asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Disks of this machine, in the order of the file.
+    pub devices: Vec<At<Device>>,
+    /// Disks for the network, in the order of the file.
+    pub exports: Vec<At<Export>>,
+    /// Where the network is served.
+    pub listen: Vec<At<Listen>>,
+}
+
+/// A part of a file, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct At<T> {
+    /// The line, from 1.
+    pub line: usize,
+    /// The part.
+    pub part: T,
+}
+
+/// What a device and an export have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// What it is made of.
+    pub spec: Spec,
+    /// What lies on top of it, the first nearest to the client. A name and keys, no argument.
+    pub filters: Vec<Spec>,
+    /// Nothing may be written.
+    pub read_only: bool,
+    /// Bytes in a logical block, where that was asked for.
+    pub block_size: Option<u32>,
+}
+
+/// A `[[device]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// What it shows.
+    pub disk: Disk,
+    /// N of /dev/ublkbN, where that was asked for.
+    pub id: Option<u32>,
+    /// Number of queues.
+    pub queues: u16,
+    /// Requests that each takes at once.
+    pub depth: u16,
+    /// Whether the kernel looks for partitions.
+    pub partition_scan: bool,
+    /// The way for the bytes, by its name, where one was asked for.
+    pub data_path: Option<String>,
+}
+
+/// An `[[export]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// What clients ask for; the empty name is the default export.
+    pub name: String,
+    /// What they get.
+    pub disk: Disk,
+}
+
+/// Where NBD clients connect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Listen {
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// A port.
+    Tcp {
+        /// A name or an address.
+        host: String,
+        /// Its number.
+        port: u16,
+    },
+}
+
+/// A key that may stand in the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The table it stands in, as a person writes it.
+    pub table: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// What may stand behind the `=`.
+    pub values: &'static str,
+    /// What it does, a sentence.
+    pub about: &'static str,
+}
+
+const fn key(table: &'static str, name: &'static str, values: &'static str, about: &'static str) -> Key {
+    Key { table, name, values, about }
+}
+
+const DEVICE: &str = "[[device]]";
+const EXPORT: &str = "[[export]]";
+const NBD: &str = "[nbd]";
+
+const SPEC: &str = "What the disk is made of, as `attach` takes it. Must be there.";
+const FILTERS: &str =
+    "What lies on top of it, the first nearest to the client: a list of `NAME,key=value,…`.";
+const READ_ONLY: &str = "Refuse everything that would change the disk (false).";
+const BLOCK_SIZE: &str =
+    "Logical block size: a power of two from 512 up to the page size. Without it the backend chooses.";
+
+/// Every key there is.
+pub const KEYS: &[Key] = &[
+    key(DEVICE, "spec", "\"SPEC\"", SPEC),
+    key(DEVICE, "id", "N", "N of /dev/ublkbN. Without it the kernel takes the lowest free one."),
+    key(
+        DEVICE,
+        "queues",
+        "N",
+        "Number of queues, each served by a thread of its own; at most the number of CPUs (1).",
+    ),
+    key(DEVICE, "depth", "N", "Requests that a queue takes at once, 1 to 4096 (128)."),
+    key(DEVICE, "block-size", "SIZE", BLOCK_SIZE),
+    key(DEVICE, "read-only", "true or false", READ_ONLY),
+    key(DEVICE, "partition-scan", "true or false", "Look for partitions on the disk (true)."),
+    key(
+        DEVICE,
+        "data-path",
+        "\"PATH\"",
+        "How the bytes travel: auto, copy, user-copy, get-data, zero-copy or auto-buf (auto).",
+    ),
+    key(DEVICE, "filters", "[\"NAME,key=value\", …]", FILTERS),
+    key(
+        EXPORT,
+        "name",
+        "\"NAME\"",
+        "What clients ask for; the empty name is the default export. Must be there.",
+    ),
+    key(EXPORT, "spec", "\"SPEC\"", SPEC),
+    key(EXPORT, "block-size", "SIZE", BLOCK_SIZE),
+    key(EXPORT, "read-only", "true or false", READ_ONLY),
+    key(EXPORT, "filters", "[\"NAME,key=value\", …]", FILTERS),
+    key(
+        NBD,
+        "listen",
+        "[\"unix:PATH\", \"tcp:HOST:PORT\", …]",
+        "Where NBD clients connect: sockets in the file system, and ports. Must be there with exports.",
+    ),
+];
+
+fn names(table: &str) -> Vec<&'static str> {
+    KEYS.iter().filter(|key| key.table == table).map(|key| key.name).collect()
+}
+
+/// [`KEYS`] as Markdown, for the documentation.
+pub fn markdown() -> String {
+    let mut text = String::from("| in | key | what it does |\n|---|---|---|\n");
+    for key in KEYS {
+        text.push_str(&format!("| `{}` | `{} = {}` | {} |\n", key.table, key.name, key.values, key.about));
+    }
+    text
+}
+
+/// Reads a file; `name` is what errors call it.
+pub fn parse(name: &str, text: &str, limits: &Limits) -> Result<Config> {
+    let document = Document { name, text };
+    if text.len() > MAX_LEN {
+        let why = format!("the file is longer than {MAX_LEN} bytes");
+        return Err(document.error(0, why).cure("split it, and have an `up` for each part"));
+    }
+    let table = DeTable::parse(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        let why = error.message().lines().collect::<Vec<_>>().join(", ");
+        document
+            .error(at, format!("this is not TOML: {why}"))
+            .cure("write tables such as [[device]], and key = value, with text in quotes")
+    })?;
+    let top = Section { document, title: "", at: 0, table: table.get_ref() };
+    top.only(&["device", "export", "nbd"])?;
+    let mut config = Config::default();
+    for section in sections(&top, "device", DEVICE)? {
+        config.devices.push(At { line: document.line(section.at), part: device(&section, limits)? });
+    }
+    for section in sections(&top, "export", EXPORT)? {
+        config.exports.push(At { line: document.line(section.at), part: export(&section, limits)? });
+    }
+    if let Some(value) = top.get("nbd") {
+        let table = value.get_ref().as_table().ok_or_else(|| {
+            document.error(value.span().start, "nbd is not one table").cure("write [nbd], once")
+        })?;
+        let nbd = Section { document, title: NBD, at: value.span().start, table };
+        nbd.only(&names(NBD))?;
+        for text in nbd.texts("listen", "[\"unix:/run/blockhaus/nbd.sock\"]")? {
+            config.listen.push(At { line: document.line(text.at), part: listen(document, text)? });
+        }
+    }
+    together(document, &config)?;
+    Ok(config)
+}
+
+/// The tables of an array of tables.
+fn sections<'t>(top: &Section<'t>, key: &str, title: &'static str) -> Result<Vec<Section<'t>>> {
+    let Some(value) = top.get(key) else { return Ok(Vec::new()) };
+    let wrong = |at: usize| {
+        top.document.error(at, format!("{key} is not a list of tables")).cure(format!("write {title}"))
+    };
+    let list = value.get_ref().as_array().ok_or_else(|| wrong(value.span().start))?;
+    let section = |value: &'t toml::Spanned<DeValue<'t>>| {
+        let at = value.span().start;
+        let table = value.get_ref().as_table().ok_or_else(|| wrong(at))?;
+        let section = Section { document: top.document, title, at, table };
+        section.only(&names(title))?;
+        Ok(section)
+    };
+    list.iter().map(section).collect()
+}
+
+fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
+    let number = |key, example| section.number(key, example);
+    let id = match number("id", "0")? {
+        Some(id) => Some(limits.id(id.value).map_err(|outside| section.outside("id", id.at, outside))?),
+        None => None,
+    };
+    let queues = match number("queues", "1")? {
+        Some(queues) => {
+            limits.queues(queues.value).map_err(|outside| section.outside("queues", queues.at, outside))?
+        }
+        None => 1,
+    };
+    let depth = match number("depth", "128")? {
+        Some(depth) => {
+            limits.depth(depth.value).map_err(|outside| section.outside("depth", depth.at, outside))?
+        }
+        None => 128,
+    };
+    let partition_scan = section.flag("partition-scan")?.unwrap_or(true);
+    let data_path = section.text("data-path", "\"auto\"")?.map(|text| text.value.to_owned());
+    Ok(Device { disk: disk(section, limits)?, id, queues, depth, partition_scan, data_path })
+}
+
+fn export(section: &Section<'_>, limits: &Limits) -> Result<Export> {
+    let name = section.required_text("name", "\"disk\"")?;
+    if name.value.len() > MAX_EXPORT_NAME || name.value.chars().any(char::is_control) {
+        let why =
+            format!("the name of an export has at most {MAX_EXPORT_NAME} bytes and no control character");
+        return Err(section.document.error(name.at, why).cure("write a shorter and plainer one"));
+    }
+    Ok(Export { name: name.value.to_owned(), disk: disk(section, limits)? })
+}
+
+fn disk(section: &Section<'_>, limits: &Limits) -> Result<Disk> {
+    let spec = section.required_text("spec", "\"ram:1G\"")?;
+    let block_size = match section.get("block-size").map(|value| value.get_ref().is_str()) {
+        None => None,
+        Some(true) => section.text("block-size", "4096")?.map(|size| (size.value.to_owned(), size.at)),
+        Some(false) => section.number("block-size", "4096")?.map(|size| (size.value.to_string(), size.at)),
+    };
+    let block_size = match block_size {
+        Some((size, at)) => {
+            Some(limits.block_size(&size).map_err(|outside| section.outside("block-size", at, outside))?)
+        }
+        None => None,
+    };
+    let filters = section.texts("filters", "[\"NAME,key=value\"]")?;
+    Ok(Disk {
+        spec: parsed(section.document, spec)?,
+        filters: filters.into_iter().map(|text| filter(section.document, text)).collect::<Result<_>>()?,
+        read_only: section.flag("read-only")?.unwrap_or(false),
+        block_size,
+    })
+}
+
+fn parsed(document: Document<'_>, text: Placed<&str>) -> Result<Spec> {
+    text.value.parse().map_err(|error: crate::error::Error| document.error(text.at, error.to_string()))
+}
+
+fn filter(document: Document<'_>, text: Placed<&str>) -> Result<Spec> {
+    let spec = Spec::filter(text.value)
+        .map_err(|error: crate::error::Error| document.error(text.at, error.to_string()))?;
+    if spec.arg().is_empty() {
+        return Ok(spec);
+    }
+    let why = format!("the filter {:?} has an argument behind a colon", text.value);
+    Err(document.error(text.at, why).cure(format!("write {},key=value", spec.kind())))
+}
+
+fn listen(document: Document<'_>, text: Placed<&str>) -> Result<Listen> {
+    let wrong = |why: &str| {
+        document.error(text.at, format!("cannot listen at {:?}: {why}", text.value)).cure(
+            "write unix:PATH or tcp:HOST:PORT, for example unix:/run/blockhaus/nbd.sock or tcp:[::1]:10809",
+        )
+    };
+    match text.value.split_once(':') {
+        Some(("unix", "")) => Err(wrong("there is no path")),
+        Some(("unix", path)) if path.len() >= MAX_SOCKET_PATH => {
+            Err(wrong(&format!("the path of a socket has at most {} bytes", MAX_SOCKET_PATH - 1)))
+        }
+        Some(("unix", path)) if path.contains('\0') => Err(wrong("the path contains a NUL byte")),
+        Some(("unix", path)) => Ok(Listen::Unix(path.into())),
+        Some(("tcp", address)) => {
+            let (host, port) = address.rsplit_once(':').ok_or_else(|| wrong("there is no port"))?;
+            let port = port.parse().ok().filter(|port| *port != 0);
+            let port = port.ok_or_else(|| wrong("a port is a number from 1 to 65535"))?;
+            let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+            match host.is_empty() || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
+                true => Err(wrong("there is no name or address of a host")),
+                false => Ok(Listen::Tcp { host: host.to_owned(), port }),
+            }
+        }
+        _ => Err(wrong("it is neither a Unix socket nor a port")),
+    }
+}
+
+/// What no part of the file shows by itself.
+fn together(document: Document<'_>, config: &Config) -> Result<()> {
+    let error = |line: usize, why: String, cure: &str| {
+        let what = format!("{}, line {line}", document.name);
+        Err(crate::error::Error::invalid(what, why).cure(cure))
+    };
+    let mut ids = BTreeMap::new();
+    for device in &config.devices {
+        if let Some(id) = device.part.id
+            && let Some(other) = ids.insert(id, device.line)
+        {
+            let why = format!("two devices with id {id}, the other one in line {other}");
+            return error(device.line, why, "give one of them another id, or none for the lowest free one");
+        }
+    }
+    let mut names = BTreeMap::new();
+    for export in &config.exports {
+        if let Some(other) = names.insert(&export.part.name, export.line) {
+            let why = format!("two exports named {:?}, the other one in line {other}", export.part.name);
+            return error(export.line, why, "give one of them another name");
+        }
+    }
+    let mut places = BTreeMap::new();
+    for listen in &config.listen {
+        if let Some(other) = places.insert(&listen.part, listen.line) {
+            let why = format!("the same place to listen at as in line {other}");
+            return error(listen.line, why, "write it once");
+        }
+    }
+    match (config.exports.first(), config.listen.first()) {
+        (Some(export), None) => {
+            let why = "there is an export and nowhere to listen".to_owned();
+            error(export.line, why, "add listen = [\"unix:/run/blockhaus/nbd.sock\"] under [nbd]")
+        }
+        (None, Some(listen)) => {
+            let why = "there is a place to listen at and no export".to_owned();
+            error(listen.line, why, "add an [[export]] with a name and a spec")
+        }
+        (None, None) if config.devices.is_empty() => {
+            let why = "there is nothing to serve".to_owned();
+            error(1, why, "add a [[device]] with a spec, for example spec = \"ram:1G\"")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { cpus: 4, page_size: 4096 };
+
+    fn read(text: &str) -> Config {
+        parse("x.toml", text, &LIMITS).unwrap()
+    }
+
+    fn error(text: &str) -> String {
+        parse("x.toml", text, &LIMITS).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_key_has_its_place() {
+        let config = read(
+            "[[device]]\nspec = \"file:/a.img,direct=no\"\nid = 7\nqueues = 2\ndepth = 0x40\nblock-size = \"4K\"\n\
+             read-only = true\npartition-scan = false\ndata-path = \"copy\"\nfilters = [\"throttle,iops=1000\", \"log\"]\n\
+             [[device]]\nspec = \"ram:1G\"\n\
+             [nbd]\nlisten = [\"unix:/run/a.sock\", \"tcp:[::1]:10809\"]\n\
+             [[export]]\nname = \"\"\nspec = \"null:1G\"\nblock-size = 512\n",
+        );
+        let [first, second] = &config.devices[..] else { panic!("{config:?}") };
+        assert_eq!((first.line, second.line), (1, 11));
+        assert_eq!(first.part.data_path.as_deref(), Some("copy"));
+        let disk = &first.part.disk;
+        assert_eq!((disk.spec.arg(), disk.read_only, disk.block_size), ("/a.img", true, Some(4096)));
+        let filters: Vec<String> = disk.filters.iter().map(Spec::to_string).collect();
+        assert_eq!(filters, ["throttle,iops=1000", "log"]);
+        let numbers = |device: &Device| (device.id, device.queues, device.depth, device.partition_scan);
+        assert_eq!(numbers(&first.part), (Some(7), 2, 64, false));
+        assert_eq!(numbers(&second.part), (None, 1, 128, true));
+        assert_eq!(config.exports[0].part.disk.block_size, Some(512));
+        let places: Vec<&Listen> = config.listen.iter().map(|listen| &listen.part).collect();
+        let tcp = Listen::Tcp { host: "::1".into(), port: 10809 };
+        assert_eq!(places, [&Listen::Unix("/run/a.sock".into()), &tcp]);
+    }
+
+    #[test]
+    fn errors_name_the_file_the_line_and_the_cure() {
+        let export = "[[export]]\nname = \"a\"\nspec = \"ram:1M\"\n";
+        for (text, said) in [
+            ("", &["line 1", "nothing to serve", "[[device]]"][..]),
+            ("[[device]]\nspec = \"ram:1G\"\nquues = 2\n", &["line 3", "\"quues\"", "did you mean queues?"]),
+            ("[[device]]\nspec = \"ram:1G\"\nblock_size = 2\n", &["line 3", "did you mean block-size?"]),
+            ("[[devices]]\nspec = \"ram:1G\"\n", &["line 1", "\"devices\"", "did you mean device?"]),
+            ("[device]\nspec = \"ram:1G\"\n", &["line 1", "write [[device]]"]),
+            ("device = [1]\n", &["line 1", "write [[device]]"]),
+            ("[[device]]\nid = 1\n", &["line 1", "no spec", "add spec = "]),
+            ("[[device]]\nspec = 5\n", &["line 2", "spec is a integer", "spec = \"ram:1G\""]),
+            ("[[device]]\nspec = \"1G\"\n", &["line 2", "did you mean ram:1G?"]),
+            ("[[device]]\nspec = \"ram:1G\"\nqueues = \"2\"\n", &["line 3", "whole number"]),
+            ("[[device]]\nspec = \"ram:1G\"\nqueues = 5\n", &["line 3", "4 CPUs", "write queues = 4"]),
+            ("[[device]]\nspec = \"ram:1G\"\ndepth = 0\n", &["line 3", "depth 0", "write depth = 1"]),
+            ("[[device]]\nspec = \"ram:1G\"\ndepth = -1\n", &["line 3", "-1", "depth = 128"]),
+            ("[[device]]\nspec = \"ram:1G\"\nid = 1048576\n", &["line 3", "1048576", "leave id out"]),
+            (
+                "[[device]]\nspec = \"ram:1G\"\nblock-size = 1000\n",
+                &["line 3", "power of two", "block-size = 512 or block-size = 4096"],
+            ),
+            ("[[device]]\nspec = \"ram:1G\"\nread-only = \"yes\"\n", &["line 3", "true or false"]),
+            ("[[device]]\nspec = \"ram:1G\"\nfilters = \"log\"\n", &["line 3", "a list of texts"]),
+            ("[[device]]\nspec = \"ram:1G\"\nfilters = [\"log:x\"]\n", &["line 3", "write log,key=value"]),
+            (
+                "[[device]]\nspec = \"ram:1G\"\nid = 3\n[[device]]\nspec = \"ram:2G\"\nid = 3\n",
+                &["line 4", "two devices with id 3", "line 1", "another id"],
+            ),
+            ("[[device]]\nspec = \"ram:1G\n", &["line 2", "not TOML"]),
+            (export, &["line 1", "nowhere to listen", "[nbd]"]),
+            ("[nbd]\nlisten = [\"unix:/a\"]\n", &["line 2", "no export"]),
+            ("[nbd]\nlisten = [\"ftp:/a\"]\n", &["line 2", "ftp:/a", "unix:PATH or tcp:HOST:PORT"]),
+            ("[nbd]\nlisten = [\"tcp:localhost:0\"]\n", &["line 2", "1 to 65535"]),
+            ("[nbd]\nlisten = [\"unix:\"]\n", &["line 2", "no path"]),
+            ("[nbd]\nlisten = [\"unix:/a\",\n\"unix:/a\"]\n", &["line 3", "line 2", "write it once"]),
+            (&export.repeat(2), &["line 4", "two exports named \"a\"", "line 1"]),
+        ] {
+            let error = error(text);
+            assert!(error.starts_with("x.toml, line "), "{error}");
+            assert!(error.contains("; "), "no cure: {error}");
+            for part in said {
+                assert!(error.contains(part), "{text:?} does not say {part:?}: {error}");
+            }
+            assert!(!error.contains('\n'), "{error}");
+        }
+        assert!(error(&"#".repeat(MAX_LEN + 1)).contains("longer than"));
+    }
+
+    #[test]
+    fn the_page_about_the_file_knows_every_key() {
+        let page = markdown();
+        assert_eq!(page.lines().count(), KEYS.len() + 2);
+        for key in KEYS {
+            assert!(page.contains(&format!("| `{}` | `{} = ", key.table, key.name)), "{}", key.name);
+        }
+    }
+
+    /// Pieces that make texts which are nearly right.
+    fn pieces() -> impl Strategy<Value = String> {
+        let pieces = [
+            "[[device]]\n",
+            "[[export]]\n",
+            "[nbd]\n",
+            "[device]\n",
+            "spec = ",
+            "id = ",
+            "queues = ",
+            "depth = ",
+            "block-size = ",
+            "read-only = ",
+            "filters = ",
+            "name = ",
+            "listen = ",
+            "\"ram:1G\"",
+            "\"a,b=c\"",
+            "true",
+            "1",
+            "-7",
+            "99999999999999999999",
+            "[",
+            "]",
+            "\n",
+            "\"",
+            "\"unix:/x\"",
+            "\"tcp:a:1\"",
+            "{",
+            "}",
+            "=",
+            ".",
+            "0x",
+            "1979-05-27",
+            "\u{e4}",
+            "#",
+            "'''",
+        ];
+        proptest::collection::vec(proptest::sample::select(pieces.to_vec()), 0..40)
+            .prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_gives_a_plan_or_an_error(text in ".*") {
+            let _ = parse("x.toml", &text, &LIMITS);
+        }
+
+        #[test]
+        fn what_is_nearly_right_gives_a_plan_or_an_error_with_a_line(text in pieces()) {
+            if let Err(error) = parse("x.toml", &text, &LIMITS) {
+                prop_assert!(error.to_string().starts_with("x.toml, line "));
+            }
+        }
+
+        #[test]
+        fn what_is_within_the_limits_is_taken(id in 0u32..1 << 20, queues in 1u16..=4, depth in 1u16..=4096) {
+            let text = format!("[[device]]\nspec = \"ram:1M\"\nid = {id}\nqueues = {queues}\ndepth = {depth}\n");
+            let device = &read(&text).devices[0].part;
+            prop_assert_eq!((device.id, device.queues, device.depth), (Some(id), queues, depth));
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! One connection in transmission: what it has received, what it is to send, what it waits for.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::desk::Place;
+use crate::nbd::transmission::{Incoming, Wanted};
+use crate::port::stream::{Buffer, Socket};
+
+/// Bytes that are received at once: what a client that has 64 requests of 4 KiB in flight sends
+/// together fits.
+pub(super) const RECEIVE_BUFFER: usize = 272 << 10;
+
+/// Bytes of replies that are gathered while others are being sent. As above.
+pub(super) const SEND_BUFFER: usize = 272 << 10;
+
+/// The life of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Requests are taken.
+    Open,
+    /// No more are taken; those that were are answered.
+    Draining,
+    /// Nobody is there any more, and nothing is sent.
+    Broken,
+}
+
+/// What a transfer works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Busy {
+    No,
+    /// The connection's own buffer.
+    Buffer,
+    /// A slot of a request.
+    Slot,
+}
+
+/// A write whose payload comes in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Payload {
+    pub request: u16,
+    /// Where in the request the piece begins that comes in.
+    pub start: u32,
+    /// Bytes of the piece that are there.
+    pub filled: u32,
+    /// The slot of the piece.
+    pub slot: Option<u16>,
+}
+
+/// A long reply to a read that is sent out of its slots, behind what was gathered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LongReply {
+    pub request: u16,
+    /// The slot that comes next, and how much of it was sent.
+    pub slot: u16,
+    pub sent_of_slot: u32,
+    /// Bytes of the request that were sent.
+    pub sent: u32,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub socket: Rc<Socket>,
+    pub state: State,
+    pub incoming: Incoming,
+    /// Not here while something is received into it.
+    pub received: Option<Buffer>,
+    pub receiving: Busy,
+    /// Everything that was received has been looked at, and more is wanted.
+    pub hungry: bool,
+    pub payload: Option<Payload>,
+    /// A request that waits for slots.
+    pub parked: Option<Wanted>,
+    /// What is parked waits for slots of this connection's own.
+    pub waits_for_own: bool,
+    /// Nothing is looked at until replies were sent.
+    pub waits_for_room: bool,
+    pub to_send: Buffer,
+    /// The other one, not here while it is sent.
+    pub spare: Option<Buffer>,
+    pub sending: Busy,
+    /// Reads that are over, whose replies had no room or are long.
+    pub late: VecDeque<u16>,
+    pub long: Option<LongReply>,
+    /// Looks of the queue at its connections since a transfer of this one ended.
+    pub looks: u32,
+    /// Slots that its requests hold.
+    pub slots: u16,
+    /// Requests that were begun and are not answered.
+    pub requests: u16,
+    /// It is in the list of connections with bytes to look at.
+    pub is_runnable: bool,
+    /// It is in the list of those that this turn touched.
+    pub is_touched: bool,
+    _place: Place,
+}
+
+impl Connection {
+    pub fn new(
+        socket: Socket,
+        received: &[u8],
+        incoming: Incoming,
+        place: Place,
+        requests: u16,
+    ) -> Connection {
+        let mut buffer = Buffer::new(RECEIVE_BUFFER.max(received.len()));
+        buffer.add(received);
+        Connection {
+            socket: Rc::new(socket),
+            state: State::Open,
+            incoming,
+            received: Some(buffer),
+            receiving: Busy::No,
+            hungry: false,
+            payload: None,
+            parked: None,
+            waits_for_own: false,
+            waits_for_room: false,
+            to_send: Buffer::new(SEND_BUFFER),
+            spare: Some(Buffer::new(SEND_BUFFER)),
+            sending: Busy::No,
+            late: VecDeque::with_capacity(usize::from(requests)),
+            long: None,
+            looks: 0,
+            slots: 0,
+            requests: 0,
+            is_runnable: false,
+            is_touched: false,
+            _place: place,
+        }
+    }
+
+    /// It holds slots, and only its client can free them: by taking replies, or by sending the rest of a
+    /// payload.
+    pub fn waits_for_client(&self) -> bool {
+        self.slots > 0 && (self.sending != Busy::No || self.payload.is_some())
+    }
+
+    /// Nothing of it is under way and nothing is left to be done.
+    pub fn is_over(&self) -> bool {
+        self.state != State::Open
+            && self.receiving == Busy::No
+            && self.sending == Busy::No
+            && self.requests == 0
+            && (self.state == State::Broken || self.to_send.is_empty())
+    }
+}

@@ -1,0 +1,226 @@
+//! The door: a thread that accepts connections and negotiates with each, all at once and none for
+//! long, and hands those that go into transmission to a queue.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::desk::{Desk, Guest, Place};
+use crate::nbd::Export;
+use crate::nbd::handshake::{Handshake, Progress};
+use crate::port::clock::{self, Deadline, Duration};
+use crate::port::socket::poll;
+use crate::port::stream::{Listener, Socket};
+
+/// How long a client may take to choose an export.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Connections in the handshake at once; for one more the oldest is closed.
+const MAX_HANDSHAKES: usize = 32;
+
+/// Bytes of a handshake that wait to be looked at: the longest option fits.
+const MAX_RECEIVED: usize = 16 << 10;
+
+/// How often the deadlines are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often the queues look at their connections.
+const QUEUES_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Pause after a turn that got nowhere, so that a lack of descriptors, or a client that sends and
+/// does not listen, does not make us spin.
+const AFTER_NOTHING: Duration = Duration::from_millis(5);
+
+/// Connections taken in one turn, so that each is served before others can push it out.
+const ACCEPTED_A_TURN: usize = 8;
+
+/// An export and the queues that serve it.
+pub(super) struct Choice {
+    pub desks: Vec<Arc<Desk>>,
+}
+
+/// What the thread at the door needs.
+pub(super) struct Door {
+    pub listeners: Vec<Listener>,
+    pub exports: Vec<Export>,
+    pub choices: Vec<Choice>,
+    pub max_connections: usize,
+    pub taken: Arc<AtomicUsize>,
+    /// Becomes readable when the thread is to look at `closing`.
+    pub woken: File,
+    pub closing: Arc<AtomicBool>,
+}
+
+/// A connection in the handshake.
+struct Visitor {
+    socket: Socket,
+    place: Place,
+    handshake: Handshake,
+    received: Vec<u8>,
+    until: Deadline,
+    /// Where it goes when it has heard everything.
+    leaves: Option<Leaves>,
+}
+
+#[derive(Clone, Copy)]
+enum Leaves {
+    For(usize),
+    ForGood,
+}
+
+/// What a turn brought a visitor.
+enum Visit {
+    Stays { moved: bool },
+    Chose(usize),
+    Gone,
+}
+
+impl Door {
+    /// Accepts and negotiates until `closing`. Then nobody listens any more.
+    pub fn attend(mut self) {
+        let mut visitors: Vec<Visitor> = Vec::new();
+        let mut next_look = Deadline::after(QUEUES_LOOK_EVERY);
+        while !self.closing.load(Ordering::Acquire) {
+            let mut polled: Vec<(BorrowedFd<'_>, bool)> = vec![(self.woken.as_fd(), false)];
+            polled.extend(self.listeners.iter().map(|listener| (listener.as_fd(), false)));
+            polled.extend(
+                visitors.iter_mut().map(|visitor| (visitor.socket.as_fd(), visitor.leaves.is_some())),
+            );
+            let Ok(ready) = poll(&polled, LOOK_EVERY) else { return };
+            drop(polled);
+            let _ = self.woken.read(&mut [0; 64]);
+            if next_look.passed() {
+                next_look = Deadline::after(QUEUES_LOOK_EVERY);
+                self.choices.iter().flat_map(|choice| &choice.desks).for_each(|desk| desk.look());
+            }
+            let mut moved = ready[0] || !ready.iter().any(|&ready| ready);
+            // First, so that who has just come is greeted at once.
+            moved |= self.accept(&mut visitors);
+            moved |= self.visit(&mut visitors);
+            if !moved {
+                clock::sleep(AFTER_NOTHING);
+            }
+        }
+    }
+
+    fn accept(&self, visitors: &mut Vec<Visitor>) -> bool {
+        let mut moved = false;
+        for listener in &self.listeners {
+            for _ in 0..ACCEPTED_A_TURN {
+                let Ok(socket) = listener.accept() else { break };
+                moved = true;
+                if visitors.len() >= MAX_HANDSHAKES {
+                    visitors.remove(0);
+                }
+                // One too many is closed at once: to wait in vain would be worse.
+                let Some(place) = Place::take(&self.taken, self.max_connections) else { continue };
+                visitors.push(Visitor {
+                    socket,
+                    place,
+                    handshake: Handshake::new(),
+                    received: Vec::new(),
+                    until: Deadline::after(HANDSHAKE),
+                    leaves: None,
+                });
+            }
+        }
+        moved
+    }
+
+    fn visit(&self, visitors: &mut Vec<Visitor>) -> bool {
+        let mut moved = false;
+        let mut at = 0;
+        while at < visitors.len() {
+            match visitors[at].visit(&self.exports) {
+                Visit::Stays { moved: this } => {
+                    moved |= this;
+                    at += 1;
+                }
+                Visit::Gone => {
+                    moved = true;
+                    visitors.remove(at);
+                }
+                Visit::Chose(export) => {
+                    moved = true;
+                    let Visitor { socket, place, received, .. } = visitors.remove(at);
+                    self.hand_over(export, Guest { socket, received, place });
+                }
+            }
+        }
+        moved
+    }
+
+    /// To the queue with the fewest connections.
+    fn hand_over(&self, export: usize, guest: Guest) {
+        let desks = self.choices.get(export).map_or(&[][..], |choice| &choice.desks);
+        if let Some(desk) = desks.iter().min_by_key(|desk| desk.connections()) {
+            desk.leave(guest);
+        }
+    }
+}
+
+impl Visitor {
+    fn visit(&mut self, exports: &[Export]) -> Visit {
+        let mut moved = false;
+        loop {
+            match self.send() {
+                Ok(true) => {}
+                Ok(false) if self.until.passed() => return Visit::Gone,
+                Ok(false) => return Visit::Stays { moved },
+                Err(_) => return Visit::Gone,
+            }
+            match self.leaves {
+                Some(Leaves::For(export)) => return Visit::Chose(export),
+                Some(Leaves::ForGood) => return Visit::Gone,
+                None => {}
+            }
+            match self.handshake.receive(&self.received, exports) {
+                Err(_) => return Visit::Gone,
+                Ok((used, progress)) => {
+                    self.received.drain(..used);
+                    match progress {
+                        Progress::Incomplete => match self.receive() {
+                            Ok(0) => return Visit::Gone,
+                            Ok(_) => moved = true,
+                            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                                return match self.until.passed() {
+                                    true => Visit::Gone,
+                                    false => Visit::Stays { moved },
+                                };
+                            }
+                            Err(_) => return Visit::Gone,
+                        },
+                        Progress::Answered => {}
+                        Progress::Transmission(export) => self.leaves = Some(Leaves::For(export)),
+                        Progress::Ended => self.leaves = Some(Leaves::ForGood),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what is to be said; whether that was all.
+    fn send(&mut self) -> std::io::Result<bool> {
+        let to_send = self.handshake.to_send();
+        while !to_send.is_empty() {
+            match (&self.socket).write(to_send) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => drop(to_send.drain(..count)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn receive(&mut self) -> std::io::Result<usize> {
+        let mut chunk = [0; 4096];
+        let room = MAX_RECEIVED.saturating_sub(self.received.len()).min(chunk.len());
+        let count = (&self.socket).read(&mut chunk[..room])?;
+        self.received.extend_from_slice(&chunk[..count]);
+        Ok(count)
+    }
+}

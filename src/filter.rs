@@ -1,0 +1,38 @@
+//! Filters: each is a backend on top of any other, and changes one thing about it.
+//!
+//! A filter is generic over what is below it, so that a stack that is known when it is compiled is
+//! one state machine; in a stack that is put together at run time each filter stands on a
+//! [`Dynamic`](crate::backend::dynamic::Dynamic) backend.
+//!
+//! Every filter folds the capabilities and the shape of what is below into its own: what it cannot
+//! keep, it takes away. `docs/durability.md` says what becomes of what a write means.
+
+pub mod blocksize;
+pub mod fault;
+pub mod log;
+pub mod offset;
+pub mod stripe;
+pub mod throttle;
+
+/// The methods of [`Backend`](crate::backend::Backend) that concern a filter's backend alone.
+macro_rules! pass_on {
+    ($below:ident) => {
+        fn started(&self) {
+            self.$below.started();
+        }
+
+        fn close(&self) -> Result<()> {
+            self.$below.close()
+        }
+
+        fn memory_used(&self) -> Option<u64> {
+            self.$below.memory_used()
+        }
+    };
+}
+use pass_on;
+
+/// A filter's own note, and then those from below.
+fn notes(own: String, below: Vec<String>) -> Vec<String> {
+    std::iter::once(own).chain(below).collect()
+}

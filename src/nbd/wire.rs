@@ -1,0 +1,236 @@
+//! The protocol's numbers, and the two messages that every read and write consists of. All numbers are
+//! big-endian.
+
+use crate::io::Errno;
+
+/// "NBDMAGIC", the first eight bytes a server says.
+pub(super) const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
+/// "IHAVEOPT": says the newstyle, and begins every option.
+pub(super) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+/// Begins every reply to an option.
+pub(super) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+/// Begins every request.
+pub(super) const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Begins every simple reply.
+pub(super) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+
+/// Flags of the handshake: NBD_FLAG_FIXED_NEWSTYLE and NBD_FLAG_NO_ZEROES, of both sides.
+pub(super) const FIXED_NEWSTYLE: u16 = 1 << 0;
+pub(super) const NO_ZEROES: u16 = 1 << 1;
+
+/// Options, NBD_OPT_*.
+pub(super) mod option {
+    pub const EXPORT_NAME: u32 = 1;
+    pub const ABORT: u32 = 2;
+    pub const LIST: u32 = 3;
+    pub const STARTTLS: u32 = 5;
+    pub const INFO: u32 = 6;
+    pub const GO: u32 = 7;
+    pub const STRUCTURED_REPLY: u32 = 8;
+}
+
+/// Replies to options, NBD_REP_*.
+pub(super) mod reply {
+    pub const ACK: u32 = 1;
+    pub const SERVER: u32 = 2;
+    pub const INFO: u32 = 3;
+    const ERROR: u32 = 1 << 31;
+    pub const UNSUPPORTED: u32 = ERROR | 1;
+    pub const INVALID: u32 = ERROR | 3;
+    pub const UNKNOWN: u32 = ERROR | 6;
+    pub const TOO_BIG: u32 = ERROR | 9;
+}
+
+/// Kinds of information, NBD_INFO_*.
+pub(super) mod info {
+    pub const EXPORT: u16 = 0;
+    pub const NAME: u16 = 1;
+    pub const DESCRIPTION: u16 = 2;
+    pub const BLOCK_SIZE: u16 = 3;
+}
+
+/// Commands, NBD_CMD_*.
+pub(super) mod command {
+    pub const READ: u16 = 0;
+    pub const WRITE: u16 = 1;
+    pub const DISC: u16 = 2;
+    pub const FLUSH: u16 = 3;
+    pub const TRIM: u16 = 4;
+    pub const WRITE_ZEROES: u16 = 6;
+}
+
+/// Flags of a command, NBD_CMD_FLAG_*.
+pub(super) mod command_flag {
+    pub const FUA: u16 = 1 << 0;
+    pub const NO_HOLE: u16 = 1 << 1;
+}
+
+fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&bytes[at..at + N]);
+    part
+}
+
+/// The number at a place of a slice that was checked to reach that far.
+#[inline]
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(take(bytes, at))
+}
+
+/// As [`u16_at`].
+#[inline]
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(take(bytes, at))
+}
+
+/// As [`u16_at`].
+#[inline]
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(take(bytes, at))
+}
+
+/// The head of a request, as the client sends it: nothing is checked but the magic number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// NBD_CMD_FLAG_*.
+    pub flags: u16,
+    /// NBD_CMD_*.
+    pub command: u16,
+    /// The client's name for the request, given back with the reply.
+    pub cookie: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u32,
+}
+
+impl Request {
+    /// Bytes on the wire.
+    pub const SIZE: usize = 28;
+
+    /// Reads a head; `None` where it does not begin with the magic number.
+    #[inline]
+    pub fn decode(bytes: &[u8; Request::SIZE]) -> Option<Request> {
+        (u32_at(bytes, 0) == REQUEST_MAGIC).then(|| Request {
+            flags: u16_at(bytes, 4),
+            command: u16_at(bytes, 6),
+            cookie: u64_at(bytes, 8),
+            offset: u64_at(bytes, 16),
+            len: u32_at(bytes, 24),
+        })
+    }
+
+    /// The bytes on the wire.
+    pub fn encode(&self) -> [u8; Request::SIZE] {
+        let mut bytes = [0; Request::SIZE];
+        bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        bytes[24..28].copy_from_slice(&self.len.to_be_bytes());
+        bytes
+    }
+}
+
+/// The head of a simple reply; a read that went well has its data behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimpleReply {
+    /// 0, or one of the numbers the protocol knows ([`error_number`]).
+    pub error: u32,
+    /// The request's.
+    pub cookie: u64,
+}
+
+impl SimpleReply {
+    /// Bytes on the wire.
+    pub const SIZE: usize = 16;
+
+    /// The reply to a request that ended with `result`.
+    #[inline]
+    pub fn new(cookie: u64, result: Result<(), Errno>) -> SimpleReply {
+        SimpleReply { error: result.err().map_or(0, error_number), cookie }
+    }
+
+    /// The bytes on the wire.
+    #[inline]
+    pub fn encode(&self) -> [u8; SimpleReply::SIZE] {
+        let mut bytes = [0; SimpleReply::SIZE];
+        bytes[0..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
+        bytes[4..8].copy_from_slice(&self.error.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes
+    }
+
+    /// Reads a head; `None` where it does not begin with the magic number.
+    pub fn decode(bytes: &[u8; SimpleReply::SIZE]) -> Option<SimpleReply> {
+        (u32_at(bytes, 0) == SIMPLE_REPLY_MAGIC)
+            .then(|| SimpleReply { error: u32_at(bytes, 4), cookie: u64_at(bytes, 8) })
+    }
+}
+
+/// The protocol knows a few errors by the numbers they have on Linux; all others are EIO there. A
+/// disk that may not be written to is EPERM.
+fn error_number(errno: Errno) -> u32 {
+    const ENOMEM: i32 = 12;
+    const EOVERFLOW: i32 = 75;
+    const ESHUTDOWN: i32 = 108;
+    let known = [
+        Errno::EPERM.number(),
+        Errno::EIO.number(),
+        ENOMEM,
+        Errno::EINVAL.number(),
+        Errno::ENOSPC.number(),
+        EOVERFLOW,
+        Errno::EOPNOTSUPP.number(),
+        ESHUTDOWN,
+    ];
+    match errno {
+        Errno::EROFS => Errno::EPERM.number() as u32,
+        errno if known.contains(&errno.number()) => errno.number() as u32,
+        _ => Errno::EIO.number() as u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_request_reads_back_as_it_was_written(
+            flags: u16, command: u16, cookie: u64, offset: u64, len: u32
+        ) {
+            let request = Request { flags, command, cookie, offset, len };
+            prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+        }
+
+        #[test]
+        fn a_reply_reads_back_as_it_was_written(cookie: u64, number in -10i32..5000) {
+            let reply = SimpleReply::new(cookie, Err(Errno::new(number)));
+            prop_assert_eq!(SimpleReply::decode(&reply.encode()), Some(reply));
+            prop_assert_ne!(reply.error, 0, "no error becomes a success");
+        }
+    }
+
+    #[test]
+    fn errors_that_the_protocol_does_not_know_are_eio() {
+        let number = |errno| SimpleReply::new(1, Err(errno)).error;
+        assert_eq!(number(Errno::EROFS), 1);
+        assert_eq!(number(Errno::ENOSPC), 28);
+        assert_eq!(number(Errno::EBUSY), 5);
+        assert_eq!(number(Errno::new(116)), 5);
+        assert_eq!(SimpleReply::new(1, Ok(())).error, 0);
+    }
+
+    #[test]
+    fn the_first_bytes_are_the_protocols() {
+        assert_eq!(INIT_MAGIC.to_be_bytes(), *b"NBDMAGIC");
+        assert_eq!(OPTION_MAGIC.to_be_bytes(), *b"IHAVEOPT");
+        let mut bytes = Request { flags: 0, command: 0, cookie: 0, offset: 0, len: 0 }.encode();
+        bytes[0] ^= 1;
+        assert_eq!(Request::decode(&bytes), None);
+    }
+}

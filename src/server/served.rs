@@ -1,0 +1,353 @@
+//! One device of a server, from the wish for it until nobody waits for an answer about it.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+
+use super::clients::{Clients, Wish};
+use super::disk::{Disk, Make};
+use super::plan::{Change, Job, Key, Ready};
+use super::stopping::{self, Stopped};
+use super::{Flag, log};
+use crate::engine::ublk::Report;
+use crate::error::{Error, Kind, Result};
+use crate::port::clock::{Deadline, Duration};
+use crate::port::{socket, thread};
+use crate::registry::control::State;
+use crate::registry::{Entry, Registry, devices};
+
+/// How long the nodes of a deleted device may stay.
+pub(super) const NODES_GONE: Duration = Duration::from_secs(1);
+
+/// How long clients have to take their last reply.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What the other threads tell the main one.
+pub(super) enum Event {
+    /// Something has become of a device.
+    Of(Key, What),
+    /// The file was read again.
+    Reloaded(Result<Change>),
+}
+
+/// What has become of a device.
+pub(super) enum What {
+    Added(Box<Entry>, UnixListener),
+    /// With what a person should know that neither backend nor engine says.
+    Started(Result<(Box<dyn Disk>, Vec<String>)>),
+    Stopped(Stopped),
+}
+
+/// What all devices of a server have in common.
+#[derive(Clone)]
+pub(super) struct Around {
+    pub(super) registry: Registry,
+    config: Option<PathBuf>,
+    make: Make,
+    sender: Sender<Event>,
+    waker: Arc<Mutex<File>>,
+}
+
+impl Around {
+    pub(super) fn new(
+        registry: Registry,
+        config: Option<PathBuf>,
+        make: Make,
+        sender: Sender<Event>,
+        waker: File,
+    ) -> Around {
+        Around { registry, config, make, sender, waker: Arc::new(Mutex::new(waker)) }
+    }
+
+    /// Hands an event to the main thread.
+    pub(super) fn tell(&self, event: Event) {
+        // The main thread lives as long as the process; a full pipe wakes it as well.
+        let _ = self.sender.send(event);
+        if let Ok(mut waker) = self.waker.lock() {
+            let _ = waker.write(&[1]);
+        }
+    }
+
+    /// Tells the world about a device that was just made, before anybody can use it.
+    fn announce(&self, id: u32, spec: &str) -> Result<(Entry, UnixListener)> {
+        let _lock = self.registry.lock()?;
+        let entry = Entry { config: self.config.clone(), ..Entry::new(id, spec) };
+        // The id was free, so whatever has its name here is from a server that is gone.
+        let path = self.registry.socket(id);
+        let listener = socket::listen(&path).map_err(|error| {
+            Error::system(format!("cannot make the control socket {}", path.display()), error)
+                .cure(format!("set {} to a folder with a short path", crate::registry::FOLDER_VARIABLE))
+        })?;
+        self.registry.write(&entry)?;
+        Ok((entry, listener))
+    }
+}
+
+pub(super) enum Phase {
+    /// It is wanted, and something else comes first.
+    Waiting(Box<Job>),
+    Starting,
+    Live(Box<dyn Disk>),
+    Stopping,
+    /// What is left are replies, for so long.
+    Gone(Deadline),
+}
+
+impl Phase {
+    fn state(&self) -> State {
+        match self {
+            Phase::Waiting(_) | Phase::Starting => State::Starting,
+            Phase::Live(_) => State::Live,
+            Phase::Stopping | Phase::Gone(_) => State::Stopping,
+        }
+    }
+}
+
+pub(super) struct Served {
+    pub(super) key: Key,
+    pub(super) spec: String,
+    pub(super) phase: Phase,
+    pub(super) clients: Clients,
+    entry: Option<Box<Entry>>,
+    notes: Vec<String>,
+    /// The last that the engine said, for the time when it cannot be asked.
+    report: Option<Report>,
+    /// Somebody wants it to end before it has begun.
+    cancelled: Flag,
+    /// The stop that is under way no longer asks who uses the disk.
+    force: Flag,
+    /// What made us stop, where it was not a wish.
+    failure: Option<Error>,
+}
+
+impl Served {
+    pub(super) fn new(job: Job) -> Served {
+        Served {
+            key: job.key,
+            spec: job.spec.clone(),
+            phase: Phase::Waiting(Box::new(job)),
+            clients: Clients::default(),
+            entry: None,
+            notes: Vec::new(),
+            report: None,
+            cancelled: Flag::default(),
+            force: Flag::default(),
+            failure: None,
+        }
+    }
+
+    /// The job, where it was not started yet.
+    pub(super) fn waiting(&self) -> Option<&Job> {
+        if let Phase::Waiting(job) = &self.phase { Some(job) } else { None }
+    }
+
+    /// Whether the kernel is just giving it an id.
+    pub(super) fn waits_for_id(&self) -> bool {
+        matches!(self.phase, Phase::Starting) && self.entry.is_none()
+    }
+
+    /// N of /dev/ublkbN, once it has one and as long as it is known by it.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.entry.as_ref().map(|entry| entry.id)
+    }
+
+    /// What a person calls it.
+    pub(super) fn name(&self) -> String {
+        self.entry.as_ref().map_or_else(|| self.spec.clone(), |entry| entry.device.display().to_string())
+    }
+
+    /// What is said about it when it can be opened.
+    pub(super) fn ready(&self) -> Option<Ready> {
+        match (&self.phase, &self.report) {
+            (Phase::Live(device), Some(report)) => Some(Ready::new(&**device, report)),
+            _ => None,
+        }
+    }
+
+    /// Whether there is nothing more to do about it.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Gone(until) if !self.clients.are_there() || until.passed())
+    }
+
+    /// Begins to open and start what was waiting.
+    pub(super) fn start(&mut self, around: &Around) {
+        let job = match std::mem::replace(&mut self.phase, Phase::Starting) {
+            Phase::Waiting(job) => job,
+            other => return self.phase = other,
+        };
+        let (key, teller, cancelled) = (self.key, around.clone(), self.cancelled.clone());
+        let body = move || {
+            let started = start(*job, &teller, &cancelled);
+            teller.tell(Event::Of(key, What::Started(started)));
+        };
+        if let Err(error) = thread::spawn("start".into(), body) {
+            around.tell(Event::Of(key, What::Started(Err(no_thread(error)))));
+        }
+    }
+
+    pub(super) fn added(&mut self, entry: Box<Entry>, listener: UnixListener) {
+        self.entry = Some(entry);
+        self.clients.listen(listener);
+    }
+
+    pub(super) fn started(&mut self, device: Box<dyn Disk>, notes: Vec<String>, around: &Around) {
+        self.notes = notes;
+        self.report = Some(self.look(&*device));
+        self.phase = Phase::Live(device);
+        let result = match self.cancelled.load(Ordering::Relaxed) {
+            true => Err(interrupted()),
+            false => self.keep_report(around),
+        };
+        if let Err(error) = result {
+            self.failure = Some(error);
+            self.stop(true, around);
+        }
+    }
+
+    /// What is to be said about the device at this moment.
+    fn look(&self, device: &dyn Disk) -> Report {
+        let mut report = device.report();
+        report.notes.extend_from_slice(&self.notes);
+        report
+    }
+
+    /// Adds to the entry what is known since the device is ready.
+    fn keep_report(&mut self, around: &Around) -> Result<()> {
+        let Some(entry) = &mut self.entry else { return Ok(()) };
+        entry.report = self.report.clone();
+        let _lock = around.registry.lock()?;
+        around.registry.write(entry)
+    }
+
+    /// Takes a device away that has failed by itself.
+    pub(super) fn look_for_failure(&mut self, around: &Around) {
+        let Phase::Live(device) = &self.phase else { return };
+        let Some(failure) = device.failure() else { return };
+        let what = format!("{} has failed", device.path().display());
+        log(&format!("{what}: {failure}"));
+        self.failure = Some(Error::new(Kind::Failed, what, failure));
+        self.stop(true, around);
+    }
+
+    /// Answers whoever asks, and yields what was wished for that is not about this device alone.
+    pub(super) fn serve_clients(&mut self, around: &Around) -> Vec<Wish> {
+        if let Phase::Gone(_) = self.phase {
+            self.clients.flush();
+            return Vec::new();
+        }
+        // Before the look, so that who has just come hears of this moment and not of an earlier one.
+        self.clients.accept();
+        if let Phase::Live(device) = &self.phase
+            && self.clients.are_there()
+        {
+            self.report = Some(self.look(&**device));
+        }
+        let wishes = self.clients.serve(self.phase.state(), self.report.as_ref());
+        for wish in wishes.iter().filter(|wish| !wish.all) {
+            self.stop(wish.force, around);
+        }
+        wishes.into_iter().filter(|wish| wish.all).collect()
+    }
+
+    /// Keeps it from coming to life; whether somebody has done so before.
+    pub(super) fn cancel(&self) -> bool {
+        self.cancelled.swap(true, Ordering::Relaxed)
+    }
+
+    /// Lets the stop that is under way go by force; false where it does already.
+    pub(super) fn hurry(&self) -> bool {
+        !self.force.swap(true, Ordering::Relaxed)
+    }
+
+    /// Begins to take the device away, or lets the stop that is under way go by force.
+    pub(super) fn stop(&mut self, force: bool, around: &Around) {
+        self.force.fetch_or(force, Ordering::Relaxed);
+        match std::mem::replace(&mut self.phase, Phase::Stopping) {
+            Phase::Live(device) => {
+                self.force.store(force, Ordering::Relaxed);
+                self.report = Some(self.look(&*device));
+                let must_go = self.failure.is_some();
+                let (key, teller, force) = (self.key, around.clone(), self.force.clone());
+                let body = move || {
+                    let stopped = stopping::stop(device, &force, must_go);
+                    teller.tell(Event::Of(key, What::Stopped(stopped)));
+                };
+                if let Err(error) = thread::spawn("stop".into(), body) {
+                    // The device went with the closure; its drop leaves things to `gc`.
+                    let gone = Stopped::Gone(Err(no_thread(error)));
+                    around.tell(Event::Of(key, What::Stopped(gone)));
+                }
+            }
+            other => self.phase = other,
+        }
+    }
+
+    /// Has it go, whatever it is doing.
+    pub(super) fn end(&mut self, force: bool, around: &Around) {
+        match &self.phase {
+            Phase::Waiting(_) => drop(self.gone(Ok(()), false, around)),
+            Phase::Starting => drop(self.cancel()),
+            Phase::Live(_) | Phase::Stopping => self.stop(force, around),
+            Phase::Gone(_) => {}
+        }
+    }
+
+    /// Goes on as before with a device that is not to be taken away.
+    pub(super) fn refused(&mut self, device: Box<dyn Disk>, error: &Error) {
+        self.phase = Phase::Live(device);
+        self.clients.refuse(error);
+    }
+
+    /// Removes what it has in the registry, and tells whoever waits. With `keep_log` the log of a
+    /// failure stays for those who knew the disk. Returns how it ended.
+    pub(super) fn gone(&mut self, result: Result<()>, keep_log: bool, around: &Around) -> Result<()> {
+        let result = self.failure.take().map_or(result, Err);
+        // A device that could not be removed stays known, so that `gc` finds it.
+        if let Some(entry) = self.entry.take()
+            && (!devices::exists(entry.id) || !entry.owns_device())
+            && let Err(error) = around.registry.remove(&entry, keep_log && result.is_err())
+        {
+            log(&error.to_string());
+        }
+        // Who wanted it gone before it was there has got what they wanted.
+        let is_as_wished = self.cancelled.load(Ordering::Relaxed);
+        self.clients.say_goodbye(if is_as_wished { &Ok(()) } else { &result });
+        self.phase = Phase::Gone(Deadline::after(LAST_WORDS));
+        result
+    }
+}
+
+/// Opens a backend and makes a device of it. When it fails, nothing is left behind.
+fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<dyn Disk>, Vec<String>)> {
+    if cancelled.load(Ordering::Relaxed) {
+        return Err(interrupted());
+    }
+    let plan = (job.open)()?;
+    let mut made = None;
+    let mut added = |id| {
+        made = Some(id);
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(interrupted());
+        }
+        let (entry, listener) = around.announce(id, &plan.spec)?;
+        around.tell(Event::Of(job.key, What::Added(Box::new(entry), listener)));
+        Ok(())
+    };
+    let started = (around.make)(&plan, &mut added);
+    if let (Err(_), Some(id)) = (&started, made) {
+        devices::gone_by(id, Deadline::after(NODES_GONE));
+    }
+    Ok((started?, plan.notes))
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    Error::system("cannot make a thread", error)
+}
+
+fn interrupted() -> Error {
+    Error::new(Kind::Failed, "cannot attach", "it was interrupted by a signal")
+}

@@ -1,0 +1,421 @@
+//! The server with disks that are only played: many of them, reloads, refusals, ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+
+use super::disk::{Added, Disk};
+use super::*;
+use crate::engine::ublk::{Memory, Options, Report, Wish};
+use crate::error::Kind;
+use crate::registry::control::{Client, Reply, Request, State};
+use crate::registry::detach::detach;
+
+/// Above what any test machine has.
+const FIRST_ID: u32 = 999_900;
+
+/// What happens to the disks of a test, and who uses them.
+#[derive(Default)]
+struct World {
+    said: Mutex<Vec<String>>,
+    busy: Mutex<BTreeSet<u32>>,
+    failed: Mutex<BTreeSet<u32>>,
+    broken: Mutex<BTreeSet<u32>>,
+}
+
+impl World {
+    fn say(&self, what: &str, id: u32) {
+        self.said.lock().unwrap().push(format!("{what} {}", id - FIRST_ID));
+    }
+
+    fn said(&self) -> Vec<String> {
+        std::mem::take(&mut *self.said.lock().unwrap())
+    }
+}
+
+struct Fake {
+    id: u32,
+    world: Arc<World>,
+}
+
+impl Disk for Fake {
+    fn id(&self) -> u32 {
+        self.id
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/dev/ublkb{}", self.id).into()
+    }
+
+    fn report(&self) -> Report {
+        let memory = Memory { locked_buffers: 0, backend: None };
+        let text = String::new;
+        let (features, flags, queue_threads, notes) = Default::default();
+        Report {
+            engine: text(),
+            data_path: text(),
+            data_path_reason: text(),
+            queues: 1,
+            depth: 1,
+            block_size: 512,
+            size: 1 << 20,
+            max_io_size: 4096,
+            read_only: false,
+            features,
+            flags,
+            memory,
+            queue_threads,
+            notes,
+        }
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.world.failed.lock().unwrap().contains(&self.id).then(|| "a queue ended".to_owned())
+    }
+
+    fn stop(&self, only_if_idle: bool) -> Result<()> {
+        if only_if_idle && self.world.busy.lock().unwrap().contains(&self.id) {
+            return Err(Error::new(Kind::Busy, "cannot stop", "somebody has it open"));
+        }
+        self.world.say("stopped", self.id);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.world.say("finished", self.id);
+        Ok(())
+    }
+}
+
+/// What the next reload says.
+#[derive(Clone, Default)]
+struct Next(Arc<Mutex<Option<Result<Change>>>>);
+
+impl Source for Next {
+    fn reload(&mut self, _served: &[Key]) -> Result<Change> {
+        let nothing = Change { stop: Vec::new(), start: Vec::new() };
+        self.0.lock().unwrap().take().unwrap_or(Ok(nothing))
+    }
+}
+
+struct Scene {
+    server: Server,
+    world: Arc<World>,
+    next: Next,
+    registry: Registry,
+    _folder: tempfile::TempDir,
+}
+
+fn job(key: Key, spec: &str, after: &[Key]) -> Job {
+    let stack = Arc::new(crate::backend::null::Null::new(1 << 20, 512, false));
+    let options = Options {
+        id: Some(FIRST_ID + key as u32),
+        queues: 1,
+        depth: 1,
+        partition_scan: false,
+        data_path: Wish::Auto,
+        registered_tags: None,
+    };
+    let plan = Plan { spec: spec.into(), stack, options, notes: vec!["a remark".into()] };
+    Job { key, spec: spec.into(), id: options.id, after: after.into(), open: Box::new(|| Ok(plan)) }
+}
+
+impl Scene {
+    fn new(specs: &[&str]) -> Scene {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::at(folder.path().join("run"));
+        registry.create().unwrap();
+        let (world, next) = (Arc::new(World::default()), Next::default());
+        let of_make = world.clone();
+        let make = move |plan: &Plan, added: Added<'_>| {
+            let id = plan.options.id.unwrap();
+            added(id)?;
+            of_make.say("made", id);
+            match plan.spec.as_str() {
+                "broken" => {
+                    of_make.broken.lock().unwrap().insert(id);
+                    Err(Error::new(Kind::Failed, "cannot start", "it is broken"))
+                }
+                _ => Ok(Box::new(Fake { id, world: of_make.clone() }) as Box<dyn Disk>),
+            }
+        };
+        let service = Service {
+            config: Some("/etc/up.toml".into()),
+            jobs: specs.iter().zip(0..).map(|(spec, key)| job(key, spec, &[])).collect(),
+            source: Some(Box::new(next.clone())),
+            notifier: Notifier::default(),
+        };
+        let signals = Signals::block().unwrap();
+        let server = Server::new(service, registry.clone(), signals, Arc::new(make)).unwrap();
+        Scene { server, world, next, registry, _folder: folder }
+    }
+
+    /// One that is up.
+    fn up(specs: &[&str]) -> Scene {
+        let mut scene = Scene::new(specs);
+        scene.until(|scene| scene.server.handed_over);
+        scene.world.said();
+        scene
+    }
+
+    /// Turns until something holds. True when the server has ended.
+    fn until(&mut self, mut holds: impl FnMut(&Scene) -> bool) -> bool {
+        let deadline = Deadline::after(Duration::from_secs(20));
+        loop {
+            let ended = self.server.turn(&mut |_| Ok(())).unwrap();
+            if ended || holds(self) {
+                return ended;
+            }
+            assert!(!deadline.passed(), "it takes for ever");
+        }
+    }
+
+    fn live(&self) -> Vec<Key> {
+        let live = self.server.served.iter().filter(|served| matches!(served.phase, Phase::Live(_)));
+        live.map(|served| served.key).collect()
+    }
+
+    fn entries(&self) -> Vec<u32> {
+        self.registry.ids().into_keys().map(|id| id - FIRST_ID).collect()
+    }
+
+    /// Asks the server of a device on a thread of its own, while the server turns.
+    fn ask(&mut self, key: Key, request: Request) -> Vec<Reply> {
+        let registry = self.registry.clone();
+        let entry = registry.read(FIRST_ID + key as u32).unwrap();
+        let asking = std::thread::spawn(move || {
+            let mut client = Client::send(&registry, &entry, request).unwrap();
+            let deadline = Deadline::after(Duration::from_secs(20));
+            let mut replies = vec![client.receive(deadline).unwrap()];
+            if matches!(replies[0], Reply::Accepted) {
+                replies.push(client.receive(deadline).unwrap());
+            }
+            replies
+        });
+        self.until(|_| asking.is_finished());
+        asking.join().unwrap()
+    }
+
+    fn reload(&mut self, change: Result<Change>) {
+        *self.next.0.lock().unwrap() = Some(change);
+        self.server.signalled(Signal::Hangup);
+        self.until(|scene| !scene.server.reloading.is_busy());
+    }
+}
+
+#[test]
+fn each_of_many_is_known_by_itself_and_goes_by_itself() {
+    let mut scene = Scene::new(&["a", "b", "c"]);
+    let mut ready = Vec::new();
+    while ready.is_empty() {
+        let mut said = |devices: &[Ready]| {
+            ready = devices.iter().map(|ready| (ready.id - FIRST_ID, ready.notes.clone())).collect();
+            Ok(())
+        };
+        assert!(!scene.server.turn(&mut said).unwrap());
+    }
+    let notes = vec!["a remark".to_owned()];
+    assert_eq!(ready, [(0, notes.clone()), (1, notes.clone()), (2, notes)]);
+    assert_eq!(scene.world.said(), ["made 0", "made 1", "made 2"]);
+    let entry = scene.registry.read(FIRST_ID + 1).unwrap();
+    assert_eq!((entry.spec.as_str(), entry.config), ("b", Some("/etc/up.toml".into())));
+    let replies = scene.ask(1, Request::Status);
+    assert!(matches!(&replies[..], [Reply::Status { state: State::Live, report: Some(_) }]), "{replies:?}");
+    // The whole way of `detach`, which must not wait for the process here.
+    let registry = scene.registry.clone();
+    let detaching = std::thread::spawn(move || detach(&registry, FIRST_ID + 1, false).unwrap().how);
+    scene.until(|_| detaching.is_finished());
+    assert_eq!(detaching.join().unwrap(), "stopped");
+    assert_eq!((scene.live(), scene.entries()), (vec![0, 2], vec![0, 2]));
+    assert_eq!(scene.world.said(), ["stopped 1", "finished 1"]);
+}
+
+#[test]
+fn at_the_start_it_is_all_or_none() {
+    let mut scene = Scene::new(&["a", "broken", "c"]);
+    assert!(scene.until(|_| false));
+    assert!(!scene.server.handed_over);
+    assert!(scene.server.error.unwrap().to_string().contains("it is broken"));
+    let said = scene.world.said();
+    assert!(said.contains(&"finished 0".to_owned()), "{said:?}");
+    let count = |what: &str| said.iter().filter(|said| said.starts_with(what)).count();
+    // The broken one was made and never lived.
+    assert_eq!(count("finished") + 1, count("made"), "{said:?}");
+    assert!(scene.registry.ids().is_empty());
+}
+
+#[test]
+fn a_reload_stops_and_starts_and_leaves_the_rest() {
+    let mut scene = Scene::up(&["a", "b", "c"]);
+    scene.reload(Ok(Change { stop: vec![1], start: vec![job(5, "new b", &[1]), job(6, "d", &[])] }));
+    assert_eq!(scene.live(), [0, 2, 5, 6]);
+    let said = scene.world.said();
+    let at = |what: &str| said.iter().position(|said| said == what).unwrap();
+    assert!(at("finished 1") < at("made 5"), "{said:?}");
+    assert!(!said.iter().any(|said| said.ends_with('0') || said.ends_with('2')), "{said:?}");
+    assert_eq!(scene.entries(), [0, 2, 5, 6]);
+    scene.reload(Err(Error::invalid("up.toml, line 1", "there is nothing to serve")));
+    scene.reload(Ok(Change { stop: vec![], start: vec![job(7, "broken", &[])] }));
+    assert_eq!((scene.live(), scene.entries()), (vec![0, 2, 5, 6], vec![0, 2, 5, 6]));
+    assert!(scene.server.error.is_none());
+}
+
+#[test]
+fn what_is_in_use_outlives_a_reload_and_its_successor_does_not_come() {
+    let mut scene = Scene::up(&["a", "b"]);
+    scene.world.busy.lock().unwrap().insert(FIRST_ID + 1);
+    scene.reload(Ok(Change { stop: vec![1], start: vec![job(5, "new b", &[1])] }));
+    assert_eq!((scene.live(), scene.world.said()), (vec![0, 1], vec![]));
+    // Nor does another with its id, and what has nothing to do with it comes.
+    let same_id = Job { id: Some(FIRST_ID + 1), ..job(6, "x", &[]) };
+    scene.reload(Ok(Change { stop: vec![1], start: vec![same_id, job(7, "d", &[])] }));
+    assert_eq!((scene.live(), scene.world.said()), (vec![0, 1, 7], vec!["made 7".to_owned()]));
+}
+
+#[test]
+fn told_to_end_it_takes_all_and_what_refuses_goes_by_force() {
+    let mut scene = Scene::up(&["a", "b", "c"]);
+    scene.world.busy.lock().unwrap().insert(FIRST_ID + 1);
+    let replies = scene.ask(1, Request::End { force: false });
+    assert!(matches!(&replies[..], [Reply::Accepted, Reply::Failed { .. }]), "{replies:?}");
+    assert_eq!(scene.live(), [1]);
+    assert!(!scene.server.ending);
+    let replies = scene.ask(1, Request::End { force: true });
+    assert!(matches!(&replies[..], [Reply::Accepted, Reply::Stopped]), "{replies:?}");
+    assert!(scene.until(|_| false));
+    assert!(scene.server.error.is_none() && scene.registry.ids().is_empty());
+}
+
+#[test]
+fn the_second_signal_forces_what_the_first_did_not_get() {
+    let mut scene = Scene::up(&["a", "b"]);
+    scene.world.busy.lock().unwrap().insert(FIRST_ID);
+    scene.server.signalled(Signal::Terminate);
+    scene.until(|scene| scene.live() == [0] && scene.server.served.len() == 1);
+    assert_eq!(scene.world.said(), ["stopped 1", "finished 1"]);
+    scene.server.signalled(Signal::Terminate);
+    assert!(scene.until(|_| false));
+    assert_eq!(scene.world.said(), ["stopped 0", "finished 0"]);
+}
+
+#[test]
+fn one_that_fails_goes_alone_and_the_last_takes_the_process_along() {
+    let mut scene = Scene::up(&["a", "b"]);
+    scene.world.failed.lock().unwrap().insert(FIRST_ID);
+    scene.until(|scene| scene.server.served.len() == 1);
+    assert_eq!((scene.live(), scene.entries()), (vec![1], vec![1]));
+    assert!(scene.server.error.is_none());
+    scene.world.failed.lock().unwrap().insert(FIRST_ID + 1);
+    assert!(scene.until(|_| false));
+    assert!(scene.server.error.unwrap().to_string().contains("a queue ended"));
+}
+
+#[test]
+fn ids_that_were_asked_for_are_had_before_others_can_take_them() {
+    let asked = |id: Option<u32>, key| Job { id, ..job(key, "x", &[]) };
+    let jobs = vec![asked(None, 0), asked(Some(FIRST_ID + 1), 1), asked(None, 2)];
+    let mut scene = Scene::new(&[]);
+    scene.server.served = jobs.into_iter().map(Served::new).collect();
+    scene.until(|scene| scene.server.handed_over);
+    assert_eq!(scene.world.said(), ["made 1", "made 0", "made 2"]);
+    let by_key: BTreeMap<Key, String> =
+        scene.server.served.iter().map(|served| (served.key, served.name())).collect();
+    assert_eq!(by_key[&2], format!("/dev/ublkb{}", FIRST_ID + 2));
+}
+
+/// What can happen to a server of many.
+#[derive(Clone, Debug)]
+enum Happening {
+    /// The file is read again: these go, and so many come, the first of them broken or not.
+    Reload(Vec<Key>, u8, bool),
+    Detach(Key),
+    Fail(Key),
+    Turn,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let key = 0u64..12;
+    prop_oneof![
+        (proptest::collection::vec(key.clone(), 0..3), 0u8..3, any::<bool>())
+            .prop_map(|(stop, start, broken)| Happening::Reload(stop, start, broken)),
+        key.clone().prop_map(Happening::Detach),
+        key.prop_map(Happening::Fail),
+        Just(Happening::Turn),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever happens while other things are under way: in the end exactly the living are known,
+    /// everything else that was made has gone in order, and nothing was made twice.
+    #[test]
+    fn whatever_happens_the_books_are_right(happenings in proptest::collection::vec(happening(), 0..10)) {
+        let mut scene = Scene::up(&["a", "b", "c"]);
+        let mut next = 3;
+        let mut ended = false;
+        for happening in happenings {
+            let present = |scene: &Scene, key: Key| scene.live().contains(&key);
+            match happening {
+                Happening::Reload(stop, count, broken) => {
+                    let mut planned = scene.next.0.lock().unwrap();
+                    if planned.is_none() {
+                        // A file cannot name what is only wished for with it.
+                        let stop: Vec<Key> = stop.into_iter().filter(|key| *key < next).collect();
+                        let keys = next..next + Key::from(count);
+                        next = keys.end;
+                        let start = keys.enumerate().map(|(at, key)| {
+                            job(key, if broken && at == 0 { "broken" } else { "new" }, &stop)
+                        });
+                        let start = start.collect();
+                        *planned = Some(Ok(Change { stop, start }));
+                    }
+                    drop(planned);
+                    scene.server.signalled(Signal::Hangup);
+                }
+                Happening::Detach(key) => {
+                    if let Some(served) = scene.server.served.iter_mut().find(|served| served.key == key) {
+                        served.stop(false, &scene.server.around);
+                    }
+                }
+                Happening::Fail(key) if present(&scene, key) => {
+                    scene.world.failed.lock().unwrap().insert(FIRST_ID + key as u32);
+                }
+                Happening::Fail(_) => {}
+                Happening::Turn => ended = ended || scene.server.turn(&mut |_| Ok(())).unwrap(),
+            }
+            if ended {
+                break;
+            }
+        }
+        let is_quiet = |scene: &Scene| {
+            !scene.server.reloading.is_busy()
+                && scene.next.0.lock().unwrap().is_none()
+                && scene.live().iter().all(|key| !scene.world.failed.lock().unwrap().contains(&(FIRST_ID + *key as u32)))
+                && scene.live().len() == scene.server.served.len()
+        };
+        ended = ended || scene.until(is_quiet);
+        prop_assert_eq!(ended, scene.server.served.is_empty());
+        let live: Vec<u32> = scene.live().iter().map(|key| *key as u32).collect();
+        let mut known = scene.entries();
+        known.sort_unstable();
+        let mut sorted = live.clone();
+        sorted.sort_unstable();
+        prop_assert_eq!(known, sorted);
+        let said = scene.world.said();
+        let ids = |what: &str| -> Vec<u32> {
+            said.iter().filter_map(|said| said.strip_prefix(what)?.trim().parse().ok()).collect()
+        };
+        let (made, finished) = (ids("made"), ids("finished"));
+        prop_assert_eq!(made.iter().collect::<BTreeSet<_>>().len(), made.len(), "made twice: {:?}", said);
+        prop_assert_eq!(finished.iter().collect::<BTreeSet<_>>().len(), finished.len(), "{:?}", said);
+        prop_assert_eq!(ids("stopped"), finished.clone());
+        for id in (0..3).chain(made) {
+            let is_there = live.contains(&id) || finished.contains(&id);
+            let was_broken = scene.world.broken.lock().unwrap().contains(&(FIRST_ID + id));
+            prop_assert!(is_there != was_broken, "{id} is lost: {said:?}");
+        }
+    }
+}

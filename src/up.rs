@@ -1,0 +1,305 @@
+//! From the file of `up` to what a server is to do: at the start, and each time the file is read
+//! again.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::Spec;
+use crate::config::changes::changes;
+use crate::config::file::{self, At, Config, Device};
+use crate::config::limits::Limits;
+use crate::engine::ublk::{Options, Wish};
+use crate::error::{Error, Kind, Result};
+use crate::port::system;
+use crate::server::{Change, Job, Key, Plan, Source};
+use crate::stack::{OpenOptions, SpecTable};
+
+mod same_file;
+
+use same_file::Place;
+
+/// A spec and its filters as one text, as `list` shows them.
+pub fn with_filters(spec: &Spec, filters: &[Spec]) -> String {
+    filters.iter().fold(spec.to_string(), |text, filter| format!("{text} --filter {filter}"))
+}
+
+/// What this machine allows a disk.
+pub fn limits() -> Limits {
+    let page_size = u32::try_from(system::page_size()).unwrap_or(4096);
+    Limits { cpus: system::cpu_count(), page_size }
+}
+
+/// Reads the file and checks all that can be checked without opening anything. Relative paths in
+/// specs begin at the folder this process is in.
+pub fn check(path: &Path, table: &SpecTable) -> Result<Config> {
+    let name = path.display().to_string();
+    let system = |error| Error::system(format!("cannot read {name}"), error);
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(system)?;
+    // One byte more than is taken, so that a longer one is told from one that just fits.
+    file.take(file::MAX_LEN as u64 + 1).read_to_string(&mut text).map_err(system)?;
+    let config = file::parse(&name, &text, &limits())?;
+    let mut places: BTreeMap<Place, (usize, bool)> = BTreeMap::new();
+    for device in &config.devices {
+        data_path(&device.part).map_err(|error| in_line(&name, device.line, &error))?;
+    }
+    let devices = config.devices.iter().map(|device| (device.line, &device.part.disk));
+    let exports = config.exports.iter().map(|export| (export.line, &export.part.disk));
+    for (line, disk) in devices.chain(exports) {
+        let at_line = |error: &Error| in_line(&name, line, error);
+        table.check(&disk.spec).map_err(|error| at_line(&error))?;
+        for filter in &disk.filters {
+            table.check_filter(filter).map_err(|error| at_line(&error))?;
+        }
+        let Some(place) = Place::of(&disk.spec, table) else { continue };
+        // Many may read what nobody writes.
+        if let Some((other, read_only)) = places.insert(place, (line, disk.read_only))
+            && !(read_only && disk.read_only)
+        {
+            let why = format!("{} is the same file as that of line {other}", disk.spec);
+            return Err(Error::invalid(format!("{name}, line {line}"), why)
+                .cure("give each a file of its own, or make all of them read-only"));
+        }
+    }
+    Ok(config)
+}
+
+/// An error of a part of the file, with the part's line before it.
+fn in_line(name: &str, line: usize, error: &Error) -> Error {
+    Error::new(error.kind(), format!("{name}, line {line}"), error.to_string())
+}
+
+/// Refuses what the file may ask for and this version cannot serve.
+fn can_serve(path: &Path, config: &Config) -> Result<()> {
+    let refused = |line: usize, why: &str, cure: &str| {
+        let what = format!("{}, line {line}", path.display());
+        Err(Error::new(Kind::Unsupported, what, why).cure(cure))
+    };
+    if let Some(export) = config.exports.first() {
+        let why = "this version of `up` serves devices and no exports yet";
+        return refused(export.line, why, "take the [[export]] and [nbd] tables out");
+    }
+    Ok(())
+}
+
+/// What the file wants, and what was made of it so far.
+pub struct Wanted {
+    /// The file, an absolute path.
+    path: PathBuf,
+    table: Arc<SpecTable>,
+    /// What a person should know about each disk of this process.
+    notes: Vec<String>,
+    /// Every device that a server was asked for.
+    known: BTreeMap<Key, Device>,
+    next: Key,
+}
+
+impl std::fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wanted").field("path", &self.path).field("known", &self.known).finish_non_exhaustive()
+    }
+}
+
+impl Wanted {
+    /// Nothing yet; [`Source::reload`] with no devices yields all that the file wants.
+    pub fn new(path: PathBuf, table: Arc<SpecTable>, notes: Vec<String>) -> Wanted {
+        Wanted { path, table, notes, known: BTreeMap::new(), next: 0 }
+    }
+
+    /// How a device is opened. Carried out at once where nothing is in its way, so that what cannot
+    /// be opened is known before anything else is touched.
+    fn job(&self, device: &At<Device>, key: Key, after: Vec<Key>, opens_later: bool) -> Result<Job> {
+        let (name, line, part) = (self.path.display().to_string(), device.line, device.part.clone());
+        let (table, notes) = (self.table.clone(), self.notes.clone());
+        let (spec, id) = (with_filters(&part.disk.spec, &part.disk.filters), part.id);
+        let open = move || open(&part, &table, notes).map_err(|error| in_line(&name, line, &error));
+        let open: Box<dyn FnOnce() -> Result<Plan> + Send> = match opens_later {
+            true => Box::new(open),
+            false => {
+                let plan = open()?;
+                Box::new(|| Ok(plan))
+            }
+        };
+        Ok(Job { key, spec, id, after, open })
+    }
+}
+
+fn data_path(device: &Device) -> Result<Wish> {
+    device.data_path.as_deref().map_or(Ok(Wish::Auto), str::parse)
+}
+
+fn open(device: &Device, table: &SpecTable, notes: Vec<String>) -> Result<Plan> {
+    let disk = &device.disk;
+    let options = OpenOptions { read_only: disk.read_only, block_size: disk.block_size, engine_unit: None };
+    let stack = table.open_with(&disk.spec, &disk.filters, &options)?;
+    let options = Options {
+        id: device.id,
+        queues: device.queues,
+        depth: device.depth,
+        partition_scan: device.partition_scan,
+        data_path: data_path(device)?,
+        registered_tags: None,
+    };
+    Ok(Plan { spec: with_filters(&disk.spec, &disk.filters), stack, options, notes })
+}
+
+impl Source for Wanted {
+    fn reload(&mut self, served: &[Key]) -> Result<Change> {
+        let config = check(&self.path, &self.table)?;
+        can_serve(&self.path, &config)?;
+        let there: Vec<(Key, Device)> =
+            served.iter().filter_map(|key| Some((*key, self.known.get(key)?.clone()))).collect();
+        let old: Vec<Device> = there.iter().map(|(_, device)| device.clone()).collect();
+        let new: Vec<Device> = config.devices.iter().map(|device| device.part.clone()).collect();
+        let changes = changes(&old, &new);
+        let going: Vec<&(Key, Device)> = changes.stop.iter().map(|at| &there[*at]).collect();
+        let mut start = Vec::new();
+        let mut added = BTreeMap::new();
+        for place in changes.start {
+            let device = &config.devices[place];
+            let file = Place::of(&device.part.disk.spec, &self.table);
+            let has_file =
+                |other: &Device| file.is_some() && Place::of(&other.disk.spec, &self.table) == file;
+            let after: Vec<Key> =
+                going.iter().filter(|(_, other)| has_file(other)).map(|(key, _)| *key).collect();
+            let opens_later = !after.is_empty();
+            let key = self.next + start.len() as Key;
+            start.push(self.job(device, key, after, opens_later)?);
+            added.insert(key, device.part.clone());
+        }
+        // From here on nothing fails.
+        let stop = going.into_iter().map(|(key, _)| *key).collect();
+        self.next += start.len() as Key;
+        self.known.retain(|key, _| served.contains(key));
+        self.known.extend(added);
+        Ok(Change { stop, start })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of `up` in a folder of its own.
+    struct Scene {
+        folder: tempfile::TempDir,
+        wanted: Wanted,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("up.toml");
+            let wanted = Wanted::new(path, Arc::new(SpecTable::builtin()), Vec::new());
+            Scene { folder, wanted }
+        }
+
+        fn image(&self, name: &str) -> String {
+            let path = self.folder.path().join(name);
+            if !path.exists() {
+                std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+            }
+            path.display().to_string()
+        }
+
+        fn reload(&mut self, text: &str, served: &[Key]) -> Result<Change> {
+            std::fs::write(&self.wanted.path, text).unwrap();
+            self.wanted.reload(served)
+        }
+    }
+
+    fn device(spec: &str, more: &str) -> String {
+        format!("[[device]]\nspec = \"{spec}\"\n{more}\n")
+    }
+
+    /// The key and the spec of a job, and what it has to wait for.
+    type Started = (Key, String, Vec<Key>);
+
+    fn summary(change: &Change) -> (Vec<Key>, Vec<Started>) {
+        let start = change.start.iter().map(|job| (job.key, job.spec.clone(), job.after.clone()));
+        (change.stop.clone(), start.collect())
+    }
+
+    #[test]
+    fn a_reload_touches_what_has_changed_and_nothing_else() {
+        let mut scene = Scene::new();
+        let (a, b) = (device("ram:1M", ""), device("ram:2M", "id = 5"));
+        let first = scene.reload(&format!("{a}{b}"), &[]).unwrap();
+        assert_eq!(
+            summary(&first),
+            (vec![], vec![(0, "ram:1M".into(), vec![]), (1, "ram:2M".into(), vec![])])
+        );
+        assert_eq!(first.start[1].id, Some(5));
+        // The same in another order, with another comment.
+        let same = scene.reload(&format!("# moved\n{b}\n{a}"), &[0, 1]).unwrap();
+        assert_eq!(summary(&same), (vec![], vec![]));
+        // One away, one new.
+        let other = scene.reload(&format!("{b}{}", device("ram:3M", "")), &[0, 1]).unwrap();
+        assert_eq!(summary(&other), (vec![0], vec![(2, "ram:3M".into(), vec![])]));
+        // What somebody has detached comes back, and another id makes another disk.
+        let changed = device("ram:2M", "id = 6");
+        let back = scene.reload(&format!("{changed}{}", device("ram:3M", "")), &[1]).unwrap();
+        let start = vec![(3, "ram:2M".into(), vec![]), (4, "ram:3M".into(), vec![])];
+        assert_eq!(summary(&back), (vec![1], start));
+    }
+
+    #[test]
+    fn a_changed_disk_on_the_same_file_opens_it_when_the_old_one_has_let_go() {
+        let mut scene = Scene::new();
+        let spec = format!("file:{}", scene.image("a.img"));
+        let first = scene.reload(&device(&spec, ""), &[]).unwrap();
+        let plan = (first.start.into_iter().next().unwrap().open)().unwrap();
+        // The first one holds the lock, and still the reload works.
+        let change = scene.reload(&device(&spec, "queues = 1\ndepth = 8"), &[0]).unwrap();
+        assert_eq!(summary(&change).0, [0]);
+        assert_eq!(change.start[0].after, [0]);
+        drop(plan);
+        let plan = (change.start.into_iter().next().unwrap().open)().unwrap();
+        assert_eq!(plan.options.depth, 8);
+    }
+
+    #[test]
+    fn a_broken_file_changes_nothing() {
+        let mut scene = Scene::new();
+        let good = device("ram:1M", "");
+        scene.reload(&good, &[]).unwrap();
+        let nowhere = format!("{good}{}", device("file:/nowhere/at-all", ""));
+        for (text, said) in [
+            ("[[device]\n", "line 1"),
+            (&device("rma:1G", ""), "did you mean ram?"),
+            (&device("ram:1M", "filters = [\"lgo\"]"), "did you mean log?"),
+            (&device("ram:1M", "data-path = \"by-hand\""), "by-hand"),
+            (nowhere.as_str(), "line 4: cannot use /nowhere/at-all"),
+            ("[nbd]\nlisten=[\"unix:/a\"]\n[[export]]\nname=\"a\"\nspec=\"ram:1M\"\n", "no exports yet"),
+        ] {
+            let error = scene.reload(text, &[0]).err().unwrap().to_string();
+            assert!(error.contains(said) && error.contains("up.toml, line "), "{error}");
+        }
+        assert_eq!(summary(&scene.reload(&good, &[0]).unwrap()), (vec![], vec![]));
+    }
+
+    #[test]
+    fn one_file_is_for_one_disk_whatever_it_is_called() {
+        let mut scene = Scene::new();
+        let image = scene.image("a.img");
+        let link = scene.folder.path().join("link.img");
+        std::os::unix::fs::symlink(&image, &link).unwrap();
+        let hard = scene.folder.path().join("hard.img");
+        std::fs::hard_link(&image, &hard).unwrap();
+        let dotted =
+            scene.folder.path().join("../").join(scene.folder.path().file_name().unwrap()).join("new.img");
+        let new = scene.folder.path().join("new.img");
+        let image_path = Path::new(&image);
+        for (one, other) in [(image_path, &link), (image_path, &hard), (&new, &dotted)] {
+            let spec = |path: &Path| format!("file:{},size=1M", path.display());
+            let text = format!("{}{}", device(&spec(one), ""), device(&spec(other), ""));
+            let error = scene.reload(&text, &[]).err().unwrap().to_string();
+            assert!(error.contains("line 4") && error.contains("same file as that of line 1"), "{error}");
+            assert!(!new.exists(), "it was opened before it was refused");
+        }
+        let reader = device(&format!("file:{image}"), "read-only = true");
+        assert_eq!(scene.reload(&reader.repeat(2), &[]).unwrap().start.len(), 2);
+    }
+}

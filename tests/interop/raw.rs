@@ -1,0 +1,126 @@
+//! A client of our own that says whatever it is told to, byte by byte.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use blockhaus::nbd::{Request, SimpleReply};
+
+pub const READ: u16 = 0;
+pub const WRITE: u16 = 1;
+pub const DISC: u16 = 2;
+pub const FLUSH: u16 = 3;
+
+pub const GO: u32 = 7;
+
+const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+
+/// A connection. Waits at most a while for anything.
+pub struct Client {
+    pub stream: UnixStream,
+}
+
+pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = b"IHAVEOPT".to_vec();
+    bytes.extend(number.to_be_bytes());
+    bytes.extend((data.len() as u32).to_be_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// The option that goes into transmission with the export of this name.
+pub fn go(name: &str) -> Vec<u8> {
+    let mut data = (name.len() as u32).to_be_bytes().to_vec();
+    data.extend(name.as_bytes());
+    data.extend([0, 0]);
+    option(GO, &data)
+}
+
+pub fn request(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    Request { flags: 0, command, cookie, offset, len }.encode().to_vec()
+}
+
+impl Client {
+    /// Connects and hears the greeting.
+    pub fn connect(socket: &Path) -> Client {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut client = Client { stream };
+        assert_eq!(client.receive(18), b"NBDMAGICIHAVEOPT\0\x03");
+        client
+    }
+
+    /// Connects and goes into transmission with the default export.
+    pub fn transmitting(socket: &Path) -> Client {
+        let mut client = Client::connect(socket);
+        client.send(&[0, 0, 0, 3]);
+        client.send(&go(""));
+        assert_eq!(client.option_replies(), [3, 3, 1]);
+        client
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub fn receive(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// The kinds of the replies to an option, up to the one that ends them.
+    pub fn option_replies(&mut self) -> Vec<u32> {
+        let mut kinds = Vec::new();
+        loop {
+            let head = self.receive(20);
+            assert_eq!(head[..8], OPTION_REPLY_MAGIC.to_be_bytes());
+            let number = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap());
+            self.receive(number(16) as usize);
+            kinds.push(number(12));
+            if number(12) == 1 || number(12) >> 31 == 1 {
+                return kinds;
+            }
+        }
+    }
+
+    /// The head of the next reply: cookie and error.
+    pub fn reply(&mut self) -> (u64, u32) {
+        let head = self.receive(SimpleReply::SIZE);
+        let head = SimpleReply::decode(head[..].try_into().unwrap()).expect("a simple reply");
+        (head.cookie, head.error)
+    }
+
+    /// A request and its reply, with the data of a read that went well.
+    pub fn ask(&mut self, command: u16, offset: u64, len: u32) -> Result<Vec<u8>, u32> {
+        self.send(&request(command, 42, offset, len));
+        match self.reply() {
+            (42, 0) if command == READ => Ok(self.receive(len as usize)),
+            (42, 0) => Ok(Vec::new()),
+            (42, error) => Err(error),
+            (cookie, _) => panic!("a reply to {cookie}, which nobody asked"),
+        }
+    }
+
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), u32> {
+        self.send(&request(WRITE, 43, offset, bytes.len() as u32));
+        // Where it is refused early the rest has nobody to go to.
+        self.send(bytes);
+        match self.reply() {
+            (43, 0) => Ok(()),
+            (43, error) => Err(error),
+            (cookie, _) => panic!("a reply to {cookie}, which nobody asked"),
+        }
+    }
+
+    /// Whether the server closes the connection, without a word more, before our patience ends.
+    pub fn is_closed(&mut self) -> bool {
+        match self.stream.read(&mut [0]) {
+            Ok(0) => true,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+            Ok(_) => false,
+        }
+    }
+}

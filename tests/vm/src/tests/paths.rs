@@ -1,0 +1,99 @@
+//! Data paths: what is chosen, what is refused, and what happens where the driver cannot do its part.
+
+use super::bad::refused;
+use super::{Entry, Where, entry};
+use crate::blockhaus::Blockhaus;
+use crate::outcome::{Context, Outcome};
+use crate::{ensure, home, raw};
+
+pub(super) const TESTS: &[Entry] = &[
+    entry("path/auto", 60, Where::Ublk, auto),
+    entry("path/refused", 60, Where::Ublk, refusals),
+    entry("path/fallback", 300, Where::Ublk, fallback),
+    entry("path/limits", 120, Where::Ublk, limits),
+];
+
+/// UBLK_F_AUTO_BUF_REG.
+const AUTO_BUF_REG: u64 = 1 << 11;
+
+fn hides() -> Outcome<bool> {
+    Ok(raw::features().context("asking the kernel itself")? & AUTO_BUF_REG != 0)
+}
+
+fn auto() -> Outcome {
+    let tool = Blockhaus::new();
+    let file = format!("file:{},size=64M", home::path("auto.img"));
+    let best = if hides()? { "auto-buf" } else { "copy" };
+    for (spec, expected) in [(file.as_str(), best), ("ram:64M", "copy"), ("null:64M", "copy")] {
+        let device = tool.attach(&[spec])?;
+        let got = device.info.data_path.as_str();
+        ensure!(got == expected, "{spec} goes by {got}, not by {expected}");
+        let status = tool.answer(&["status", &device.id().to_string()])?;
+        let line = status.stdout.lines().find(|line| line.trim_start().starts_with("data path"));
+        let line = line.context("status says nothing about the data path")?;
+        ensure!(line.contains(expected) && line.len() > 40, "status does not say why: {line:?}");
+        device.detach()?;
+    }
+    Ok(())
+}
+
+fn refusals() -> Outcome {
+    refused(&["ram:64M", "--data-path", "telepathy"], &["telepathy"], &["auto-buf"])?;
+    let file = format!("file:{},size=64M", home::path("refused.img"));
+    if !hides()? {
+        refused(&[&file, "--data-path", "auto-buf"], &["auto-buf", "kernel"], &["user-copy"])?;
+        refused(&[&file, "--data-path", "zero-copy"], &["zero-copy", "kernel"], &["user-copy"])?;
+        return Ok(());
+    }
+    for path in ["auto-buf", "zero-copy"] {
+        refused(&["ram:64M", "--data-path", path], &[path, "see the bytes"], &["auto"])?;
+        refused(&["null:64M", "--data-path", path], &[path, "see the bytes"], &["auto"])?;
+        let device = Blockhaus::new().attach(&["null:64M,zero-copy=yes", "--data-path", path])?;
+        ensure!(device.info.data_path == path, "asked for {path}, got {}", device.info.data_path);
+        device.detach()?;
+    }
+    Ok(())
+}
+
+/// Most tags have no place in the table of buffers: their bytes go another way, and are the same.
+fn fallback() -> Outcome {
+    if !hides()? {
+        return Ok(());
+    }
+    let file = format!("file:{},size=512M", home::path("fallback.img"));
+    let knobs = [file.as_str(), "--depth", "16", "--data-path", "auto-buf", "--test-registered-tags", "3"];
+    let device = Blockhaus::new().attach(&knobs)?;
+    super::on_device(device.path(), 16, false)?;
+    device.detach()
+}
+
+/// A request that the kernel makes is one that the disk below takes whole.
+fn limits() -> Outcome {
+    if !hides()? {
+        return Ok(());
+    }
+    let tool = Blockhaus::new();
+    let below = tool.attach(&["ram:64M"])?;
+    let number = |device: &crate::blockhaus::Device, name: &str| -> Outcome<u64> {
+        device.sys(&format!("queue/{name}"))?.parse().context(format!("queue/{name}"))
+    };
+    let spec = format!("file:{}", below.path());
+    let above = tool.attach(&[&spec])?;
+    for name in ["max_hw_sectors_kb", "max_segments", "max_segment_size"] {
+        let limit = match name {
+            "max_hw_sectors_kb" => number(&below, "max_sectors_kb")?,
+            _ => number(&below, name)?,
+        };
+        let ours = number(&above, name)?;
+        ensure!(ours <= limit, "{name}: {ours} above, {limit} below");
+    }
+    let before = below.requests()?;
+    let disk = crate::check::device::Device::open(above.path())?;
+    disk.fill(7, 0, 16 << 20)?;
+    let (over, under) = (above.requests()?, below.requests()? - before);
+    // Partition scans and the like read a little of their own.
+    ensure!(under <= over + 8, "{over} requests became {under} below");
+    drop(disk);
+    above.detach()?;
+    below.detach()
+}
