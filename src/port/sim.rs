@@ -55,6 +55,11 @@ pub(crate) fn current() -> Option<Handle> {
     CURRENT.with(|current| current.borrow().clone())
 }
 
+/// Whether this bug was planted in the world of this thread.
+pub fn has(bug: Bug) -> bool {
+    current().is_some_and(|handle| handle.state().config.bug == Some(bug))
+}
+
 fn enter(handle: Option<Handle>) {
     CURRENT.with(|current| *current.borrow_mut() = handle);
 }

@@ -10,6 +10,7 @@ mod pattern;
 mod planted;
 mod scenario;
 mod slow;
+mod stacks;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -89,6 +90,7 @@ fn the_seeds_meet_everything() {
         ("disk short", 500),
         ("disk error", 50),
         ("sync", 50),
+        ("timer", 500),
         ("kill", 50),
         ("power lost", 50),
         ("unflushed at power loss", 20),

@@ -1,33 +1,20 @@
 //! One run of a seed: a world, servers that live one after another on one disk, and a workload.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blockhaus::backend::blocking::Blocking;
-use blockhaus::backend::{file, ram};
 use blockhaus::engine::ublk::{DataPath, Device, Options, Wish};
 use blockhaus::port::channel::{Receiver, bounded};
 use blockhaus::port::sim::{Bug, Config, DiskShape, Faults, Kernel, Outcome, PowerLoss, Random, World};
 use blockhaus::queue::Stack;
 
-use crate::careless::{Careless, Carelessness};
 use crate::model::Model;
 use crate::slow::Slow;
+use crate::stacks::{Filters, Kind, Layers};
 use crate::workload::{Habits, Shared};
 
 /// Longer than a healthy server takes for anything, in the world's time.
 const LONG_NS: u64 = 400_000_000_000;
-
-/// Where the data is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Ram,
-    File,
-    /// Behind the simple door, on threads of its own.
-    Slow,
-    /// A backend of the tests' own on the same disk, which can be careless.
-    Careless(Carelessness),
-}
 
 /// How a server's life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +33,15 @@ enum End {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wishes {
     pub kind: Option<Kind>,
+    pub filters: Option<Filters>,
     pub bug: Option<Bug>,
 }
 
 struct Plan {
     config: Config,
-    kind: Kind,
+    layers: Layers,
     disk: DiskShape,
     options: Options,
-    block_size: Option<u32>,
     habits: Habits,
     lives: Vec<(u32, End)>,
     /// Stop whoever has the disk open.
@@ -96,6 +83,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         zeroes: random.chance(700),
         direct: random.chance(700),
     };
+    let layers = Layers::new(&mut random, disk, kind, wishes.filters, hard);
     let options = Options {
         id: random.chance(300).then(|| random.below(5) as u32),
         queues: random.between(1, 3) as u16,
@@ -108,7 +96,8 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         in_flight: random.between(1, 24) as usize,
         longest: *random.pick(&[2, 8, 30]),
         flushes: *random.pick(&[20, 80]),
-        discard_zeroes: kind != Kind::Slow,
+        discard_zeroes: layers.discard_zeroes(),
+        shape: (layers.size(), layers.block()),
         hard_faults: hard,
     };
     let end = |random: &mut Random| match random.below(6) {
@@ -123,8 +112,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         (0..random.between(1, 3)).map(|_| (random.between(10, 120) as u32, end(&mut random))).collect();
     // The last one looks at what the others left.
     lives.push(if random.chance(500) { (0, End::Idle) } else { (100, End::Busy) });
-    let block_size = (!disk.direct).then_some(sector);
-    Plan { config, kind, disk, options, block_size, habits, lives, force: random.chance(600) }
+    Plan { config, layers, disk, options, habits, lives, force: random.chance(600) }
 }
 
 /// Runs a seed.
@@ -135,9 +123,8 @@ pub fn run(seed: u64, wishes: Wishes) -> Outcome {
 
 fn live(world: &World, seed: u64, plan: &Plan) {
     let path = world.add_disk(plan.disk);
-    let block = if matches!(plan.kind, Kind::Ram | Kind::Slow) { 512 } else { plan.disk.sector };
-    let slow = Slow::new(plan.disk.size, seed);
-    let model = || Model::new(plan.disk.size, block);
+    let slow = Slow::new(plan.disk.size, plan.disk.sector, seed);
+    let model = || Model::new(plan.layers.size(), plan.layers.atom());
     let workload = Shared::new(seed, plan.habits, model());
     world.set_client(Box::new(workload.clone()));
     let hard = plan.habits.hard_faults;
@@ -197,7 +184,7 @@ fn live(world: &World, seed: u64, plan: &Plan) {
             world.lose_power(0, how);
             workload.lock().model.lost_power();
         }
-        if plan.kind == Kind::Ram {
+        if plan.layers.kind == Kind::Ram {
             workload.lock().model = model();
         }
     }
@@ -221,10 +208,11 @@ impl Server {
     fn start(world: &World, plan: &Plan, path: &Path, slow: Slow) -> Server {
         let (stop, stopped) = bounded(1);
         let end = Arc::new(Mutex::new(None));
-        let (result, kind, options, force) = (end.clone(), plan.kind, plan.options, plan.force);
-        let (size, block_size, path) = (plan.disk.size, plan.block_size, path.to_path_buf());
+        let (result, layers, options, force) = (end.clone(), plan.layers, plan.options, plan.force);
+        let path = path.to_path_buf();
         let process = world.start(move || {
-            let ended = open(kind, size, block_size, path, slow)
+            let ended = layers
+                .open(&path, slow)
                 .and_then(|stack| serve(stack, &options, &stopped, force))
                 .map_err(|error| error.to_string());
             *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
@@ -242,24 +230,6 @@ impl Server {
 
     fn error(&self) -> Option<String> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner).clone().and_then(Result::err)
-    }
-}
-
-fn open(
-    kind: Kind,
-    size: u64,
-    block_size: Option<u32>,
-    path: PathBuf,
-    slow: Slow,
-) -> blockhaus::error::Result<Arc<dyn Stack>> {
-    match kind {
-        Kind::Ram => Ok(Arc::new(ram::Ram::new(size, 512, false)?)),
-        Kind::File => {
-            let options = file::Options { path, block_size, ..file::Options::default() };
-            Ok(Arc::new(file::File::open(&options)?))
-        }
-        Kind::Slow => Ok(Arc::new(Blocking::new(slow))),
-        Kind::Careless(how) => Ok(Arc::new(Careless::open(&path, how)?)),
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Habits {
     pub flushes: u64,
     /// Whether discards read as zeros.
     pub discard_zeroes: bool,
+    /// Size of the disk and of a block that it must have, in bytes.
+    pub shape: (u64, u32),
     /// Whether the disk below may answer EIO and ENOSPC.
     pub hard_faults: bool,
 }
@@ -191,7 +193,12 @@ impl Workload {
 
 impl Client for Shared {
     fn live(&mut self, shape: Shape) {
-        self.lock().shape = Some(shape);
+        let mut workload = self.lock();
+        let (is, must) = ((shape.size, shape.block), workload.habits.shape);
+        if is != must {
+            workload.failed(format!("the disk has (size, block) {is:?} and must have {must:?}"));
+        }
+        workload.shape = Some(shape);
     }
 
     fn next(&mut self) -> Next {

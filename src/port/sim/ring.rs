@@ -210,6 +210,7 @@ impl State {
             }
             Entry::Timeout { nanoseconds } => {
                 self.rings[ring].timers.push(token);
+                self.note("timer", [ring as u64, token.pack(), nanoseconds, 0]);
                 // Never early, and as late as a wake-up is.
                 let late = self.latency();
                 self.schedule.after(nanoseconds.saturating_add(late), Event::Timer { ring, token });

@@ -31,8 +31,9 @@ pub struct Config {
     pub bug: Option<Bug>,
 }
 
-/// What can be wrong below the backend, planted by a test of the tests. The server's own code cannot
-/// be made wrong from outside; the driver's side of the ring acts as if it were.
+/// What can be wrong below the backend, planted by a test of the tests. Where the server's own code
+/// cannot be made wrong from outside, the driver's side of the ring acts as if it were, or the code
+/// asks [`has`](super::has).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// A commit goes into the ring a second time.
@@ -51,6 +52,8 @@ pub enum Bug {
     WakeUpLost,
     /// Requests that came are not answered once a stop has begun.
     DeafWhileStopping,
+    /// Each queue has a range lock of its own.
+    RangeLockOfOneQueue,
 }
 
 /// How a run failed.
