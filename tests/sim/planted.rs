@@ -1,5 +1,6 @@
 //! The test of the tests: each planted bug must be found.
 
+use blockhaus::engine::ublk::DataPath;
 use blockhaus::port::sim::Bug;
 
 use crate::careless::Carelessness;
@@ -25,7 +26,12 @@ fn careless(how: Carelessness) {
 }
 
 fn planted(kind: Kind, filters: Filters, bug: Bug) {
-    found(Wishes { kind: Some(kind), filters: Some(filters), bug: Some(bug) });
+    found(Wishes { kind: Some(kind), filters: Some(filters), bug: Some(bug), ..Wishes::default() });
+}
+
+fn on_path(path: DataPath, bug: Bug) {
+    let (kind, filters) = (Some(Kind::File), Some(Filters::None));
+    found(Wishes { kind, filters, path: Some(path), bug: Some(bug) });
 }
 
 /// Without a mistake nothing may be found, or the rest of this proves nothing.
@@ -67,6 +73,8 @@ bugs! {
     a_slot_reused_before_its_completion planted(Kind::File, Filters::None, Bug::SlotReusedEarly);
     a_descriptor_stride_of_our_own_depth planted(Kind::File, Filters::None, Bug::StrideOfOwnDepth);
     a_wake_up_lost planted(Kind::Slow, Filters::None, Bug::WakeUpLost);
+    a_lost_auto_registration_fallback on_path(DataPath::AutoBuf, Bug::FallbackLost);
+    a_user_copy_that_is_forgotten on_path(DataPath::UserCopy, Bug::UserCopyLost);
     a_range_lock_that_covers_one_queue_only
         planted(Kind::File, Filters::Blocksize, Bug::RangeLockOfOneQueue);
     a_server_that_is_deaf_while_stopping planted(Kind::File, Filters::None, Bug::DeafWhileStopping);

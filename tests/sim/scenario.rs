@@ -34,6 +34,8 @@ enum End {
 pub struct Wishes {
     pub kind: Option<Kind>,
     pub filters: Option<Filters>,
+    /// Where kernel and stack have it.
+    pub path: Option<DataPath>,
     pub bug: Option<Bug>,
 }
 
@@ -58,6 +60,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         udev: random.chance(500),
         lost_commands: *random.pick(&[0, 0, 20]),
         queues_max: *random.pick(&[1, 2, 2, 4]),
+        failed_registrations: *random.pick(&[0, 50, 500]),
     };
     let hard = random.chance(250);
     let faults = Faults {
@@ -75,25 +78,30 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         points_per_thousand: *random.pick(&[0, 50, 300]),
         bug: wishes.bug,
     };
+    let filters = wishes.filters.unwrap_or(Filters::choose(&mut random, kind));
     let sector = *random.pick(&[512, 512, 4096]);
     let disk = DiskShape {
-        size: u64::from(sector) * random.between(16, 120),
+        size: u64::from(sector) * random.between(filters.least_sectors(), 120),
         sector,
         punches: random.chance(700),
         zeroes: random.chance(700),
         direct: random.chance(700),
     };
-    let layers = Layers::new(&mut random, disk, kind, wishes.filters, hard);
+    let layers = Layers::new(&mut random, disk, kind, filters, hard);
+    let depth = *random.pick(&[1, 2, 3, 8, 16]);
+    let (data_path, by_itself) = data_path(&mut random, version, layers.takes_hidden(), wishes.path);
+    let few_places = by_itself && random.chance(300);
     let options = Options {
         id: random.chance(300).then(|| random.below(5) as u32),
         queues: random.between(1, 3) as u16,
-        depth: *random.pick(&[1, 2, 3, 8, 16]),
+        depth,
         partition_scan: random.chance(600),
-        data_path: Wish::Exactly(DataPath::Copy),
-        registered_tags: None,
+        data_path,
+        registered_tags: few_places.then(|| random.between(1, u64::from(depth)) as u16),
     };
     let habits = Habits {
         in_flight: random.between(1, 24) as usize,
+        crowded: *random.pick(&[3, 16, 1000, 1000]),
         longest: *random.pick(&[2, 8, 30]),
         flushes: *random.pick(&[20, 80]),
         discard_zeroes: layers.discard_zeroes(),
@@ -113,6 +121,20 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
     // The last one looks at what the others left.
     lives.push(if random.chance(500) { (0, End::Idle) } else { (100, End::Busy) });
     Plan { config, layers, disk, options, habits, lives, force: random.chance(600) }
+}
+
+/// How the bytes travel, as far as kernel and stack have it; and whether the driver registers them.
+fn data_path(random: &mut Random, version: u32, hidden: bool, wish: Option<DataPath>) -> (Wish, bool) {
+    let hidden = hidden && version >= 616;
+    let paths =
+        [DataPath::Copy, DataPath::UserCopy, DataPath::GetData, DataPath::ZeroCopy, DataPath::AutoBuf];
+    let path = *random.pick(if hidden { &paths } else { &paths[..3] });
+    let path = wish.filter(|path| hidden || !path.hides()).unwrap_or(path);
+    let auto = random.chance(400) && wish.is_none();
+    (
+        if auto { Wish::Auto } else { Wish::Exactly(path) },
+        if auto { hidden } else { path == DataPath::AutoBuf },
+    )
 }
 
 /// Runs a seed.

@@ -65,20 +65,28 @@ pub struct Layers {
     file_block: Option<u32>,
 }
 
-impl Layers {
-    pub fn new(
-        random: &mut Random,
-        disk: DiskShape,
-        kind: Kind,
-        wish: Option<Filters>,
-        hard: bool,
-    ) -> Layers {
+impl Filters {
+    /// What may stand on a backend of this kind.
+    pub fn choose(random: &mut Random, kind: Kind) -> Filters {
         use Filters::{Blocksize, Faulty, None, Striped, Window};
-        let filters = match kind {
+        *random.pick(match kind {
             // Many threads for each member.
-            Kind::Slow => [None, None, Blocksize, Window, Faulty],
-            _ => [None, Blocksize, Window, Faulty, Striped],
-        };
+            Kind::Slow => &[None, None, None, Blocksize, Window, Faulty],
+            _ => &[None, None, Blocksize, Window, Faulty, Striped],
+        })
+    }
+
+    /// Sectors of the smallest disk that is large enough.
+    pub fn least_sectors(self) -> u64 {
+        match self {
+            Filters::Striped => 48,
+            _ => 16,
+        }
+    }
+}
+
+impl Layers {
+    pub fn new(random: &mut Random, disk: DiskShape, kind: Kind, filters: Filters, hard: bool) -> Layers {
         let sector = u64::from(disk.sector);
         let late = Rule {
             when: When::Every(random.between(2, 30)),
@@ -96,7 +104,7 @@ impl Layers {
         let bandwidth = random.between(1 << 20, 50 << 20);
         Layers {
             kind,
-            filters: wish.unwrap_or(*random.pick(&filters)),
+            filters,
             dynamic: random.chance(500),
             unit: *random.pick(&[512, 512, 512, 1024, 4096]),
             start: sector * random.between(0, 8),
@@ -149,6 +157,11 @@ impl Layers {
     /// Whether what is discarded reads as zeros.
     pub fn discard_zeroes(&self) -> bool {
         self.kind != Kind::Slow && self.block() >= self.disk.sector
+    }
+
+    /// Whether requests can be served whose bytes nobody can look at.
+    pub fn takes_hidden(&self) -> bool {
+        self.kind == Kind::File && self.block() >= self.disk.sector
     }
 
     /// Opens all of it.

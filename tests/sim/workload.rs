@@ -19,6 +19,8 @@ pub struct Habits {
     pub in_flight: usize,
     /// Longest request, in blocks.
     pub longest: u64,
+    /// Most requests begin in so many blocks, so that they meet.
+    pub crowded: u64,
     /// Out of a thousand requests, how many are flushes.
     pub flushes: u64,
     /// Whether discards read as zeros.
@@ -106,7 +108,9 @@ impl Workload {
         let count =
             if self.random.chance(600) { self.random.between(1, 2) } else { self.random.between(1, longest) };
         let count = count.min(longest);
-        let offset = self.random.below(blocks - count + 1) * block;
+        let places = blocks - count + 1;
+        let places = if self.random.chance(800) { places.min(self.habits.crowded) } else { places };
+        let offset = self.random.below(places) * block;
         let len = count * block;
         let kind = self.random.below(1000);
         let flushes = self.habits.flushes;

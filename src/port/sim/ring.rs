@@ -47,8 +47,10 @@ impl Driver {
     pub fn register_buffer_table(&mut self, count: u16) -> io::Result<()> {
         match self {
             Driver::Linux(uring) => uring.register_buffer_table(count),
+            Driver::Simulated(_) if count == 0 => Err(io::Error::from_raw_os_error(libc::EINVAL)),
             Driver::Simulated(ring) => {
-                ring.handle.state().rings[ring.ring].buffer_places = count;
+                let table = Some(vec![None; usize::from(count)]);
+                ring.handle.state().rings[ring.ring].buffer_table = table;
                 Ok(())
             }
         }
@@ -101,8 +103,8 @@ pub(super) struct RingState {
     done: VecDeque<Completion>,
     /// Timers that have not run out.
     timers: Vec<Token>,
-    /// Places for buffers that a driver registers.
-    buffer_places: u16,
+    /// Places for the pages of requests, where there is a table of those.
+    pub buffer_table: Option<Vec<Option<u64>>>,
     /// Entries that wait for the eventfd, and what is in it.
     wakes_armed: usize,
     event_count: u64,
@@ -120,7 +122,7 @@ impl SimRing {
             files: vec![None; files as usize],
             done: VecDeque::new(),
             timers: Vec::new(),
-            buffer_places: 0,
+            buffer_table: None,
             wakes_armed: 0,
             event_count: 0,
             closed: false,

@@ -52,6 +52,10 @@ pub enum Bug {
     WakeUpLost,
     /// Requests that came are not answered once a stop has begun.
     DeafWhileStopping,
+    /// Nobody looks whether the driver could register a request's pages.
+    FallbackLost,
+    /// What was read is not copied to the request's pages.
+    UserCopyLost,
     /// Each queue has a range lock of its own.
     RangeLockOfOneQueue,
 }
