@@ -18,6 +18,7 @@ mod disk;
 pub mod file;
 mod memory;
 pub mod node;
+mod processor;
 mod random;
 mod ring;
 mod schedule;

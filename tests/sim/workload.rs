@@ -141,11 +141,8 @@ impl Workload {
         self.writes += 1;
         let write = self.writes;
         self.model.begin_write(write, offset, len, content, flags.contains(Flags::FUA));
-        let mut data = Vec::new();
-        if op == Op::Write {
-            data.resize(len as usize, 0);
-            pattern::fill(write, offset, &mut data);
-        }
+        let mut data = vec![0; if op == Op::Write { len as usize } else { 0 }];
+        pattern::fill(write, offset, &mut data);
         self.made(u64::from(write), op, flags, offset, len, data)
     }
 

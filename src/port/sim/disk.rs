@@ -113,11 +113,10 @@ impl Disk {
     fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let size = self.sector();
         let first = offset as usize / size;
-        let mut bytes = Vec::with_capacity(len);
-        for versions in &self.sectors[first..first + len / size] {
-            match versions.last().and_then(|version| version.bytes.as_deref()) {
-                Some(content) => bytes.extend_from_slice(content),
-                None => bytes.resize(bytes.len() + size, 0),
+        let mut bytes = vec![0; len];
+        for (number, versions) in self.sectors[first..first + len / size].iter().enumerate() {
+            if let Some(content) = versions.last().and_then(|version| version.bytes.as_deref()) {
+                bytes[number * size..(number + 1) * size].copy_from_slice(content);
             }
         }
         bytes

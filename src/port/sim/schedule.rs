@@ -1,7 +1,7 @@
 //! Who runs, and what happens next: one queue of events in virtual time, one thread at a time.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 
 use super::Handle;
 use super::world::{Killed, State};
@@ -58,7 +58,8 @@ pub(super) struct Thread {
     pub process: usize,
     pub status: Status,
     ticket: u64,
-    signal: Arc<Condvar>,
+    /// Who is to be unparked, from its first turn on.
+    parked: Arc<OnceLock<std::thread::Thread>>,
 }
 
 /// What is to happen, and when it is.
@@ -86,7 +87,7 @@ impl Schedule {
             process,
             status: Status::Blocked("its start"),
             ticket: 0,
-            signal: Arc::new(Condvar::new()),
+            parked: Arc::default(),
         });
         self.threads.len() - 1
     }
@@ -118,7 +119,7 @@ impl Schedule {
     }
 
     fn signal_all(&self) {
-        self.threads.iter().for_each(|thread| thread.signal.notify_all());
+        self.threads.iter().filter_map(|thread| thread.parked.get()).for_each(std::thread::Thread::unpark);
     }
 }
 
@@ -138,8 +139,8 @@ impl State {
         self.schedule.wake(thread, after);
     }
 
-    /// Lets things happen until it is a thread's turn. False when the world has ended.
-    fn dispatch(&mut self) -> bool {
+    /// Lets things happen until it is a thread's turn, which is returned. None when the world has ended.
+    fn dispatch(&mut self) -> Option<ThreadId> {
         while !self.over() {
             if self.schedule.happened > EVENTS_MAX || self.schedule.now_ns > TIME_MAX_NS {
                 let waits = self.waits();
@@ -158,15 +159,14 @@ impl State {
                     self.schedule.threads[thread].status = Status::Running;
                     self.schedule.running = thread;
                     self.note("runs", [thread as u64, 0, 0, 0]);
-                    self.schedule.threads[thread].signal.notify_all();
-                    return true;
+                    return Some(thread);
                 }
             } else {
                 self.happen(event);
             }
         }
         self.schedule.signal_all();
-        false
+        None
     }
 
     fn waits(&self) -> String {
@@ -214,14 +214,26 @@ impl Handle {
                 let after = deadline.saturating_sub(state.schedule.now_ns);
                 state.schedule.after(after, Event::Wake { thread: self.thread, ticket });
             }
-            state.dispatch();
+            state = self.hand_over(state);
         }
         self.resume(state)
     }
 
+    /// Gives the baton to whose turn it is, perhaps this thread again.
+    fn hand_over<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let Some(next) = state.dispatch().filter(|next| *next != self.thread) else { return state };
+        let parked = state.schedule.threads[next].parked.clone();
+        // Not while the state is held, which it would have to wait for at once. One that has not had
+        // its first turn looks by itself.
+        drop(state);
+        if let Some(thread) = parked.get() {
+            thread.unpark();
+        }
+        self.state()
+    }
+
     /// Waits for the baton.
     fn resume<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Option<MutexGuard<'a, State>> {
-        let signal = state.schedule.threads[self.thread].signal.clone();
         loop {
             if state.dead(self.thread) {
                 drop(state);
@@ -234,12 +246,22 @@ impl Handle {
             if mine && state.schedule.threads[self.thread].status == Status::Running {
                 return Some(state);
             }
-            state = signal.wait(state).unwrap_or_else(PoisonError::into_inner);
+            drop(state);
+            std::thread::park();
+            state = self.state();
         }
+    }
+
+    /// Tells who is behind a thread's number.
+    pub(super) fn introduce(&self) {
+        let parked = self.state().schedule.threads[self.thread].parked.clone();
+        // Told once a thread.
+        let _ = parked.set(std::thread::current());
     }
 
     /// A new thread's first turn; false when it was killed before it.
     pub(super) fn first_turn(&self) -> bool {
+        self.introduce();
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.resume(self.state()).is_some()))
             .unwrap_or(false)
     }
@@ -253,7 +275,7 @@ impl Handle {
         if !was_dead {
             state.note("thread ends", [self.thread as u64, 0, 0, 0]);
             state.wake_all(super::world::Waiting::Thread(self.thread));
-            state.dispatch();
+            state = self.hand_over(state);
         }
         drop(state);
         self.world.quiet.notify_all();

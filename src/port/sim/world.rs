@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::disk::{Disk, DiskShape, Faults, Operation, PowerLoss};
 use super::file::Files;
+use super::processor::Kept;
 use super::random::Random;
 use super::ring::RingState;
 use super::schedule::{Event, Schedule, Status, ThreadId};
@@ -229,6 +230,7 @@ pub struct Process {
 impl World {
     /// Runs `scenario` in a new world.
     pub fn run(config: Config, scenario: impl FnOnce(&World)) -> Outcome {
+        let _kept = Kept::here();
         let mut random = Random::new(config.seed);
         let (point_random, kernel) = (random.fork(), config.kernel);
         let mut state = State {
@@ -257,6 +259,7 @@ impl World {
         state.schedule.first(thread);
         let world = Arc::new(Inner { state: Mutex::new(state), quiet: Condvar::new() });
         let handle = Handle { world: world.clone(), thread };
+        handle.introduce();
         enter(Some(handle.clone()));
         let result = catch_unwind(AssertUnwindSafe(|| scenario(&World { handle: handle.clone() })));
         enter(None);

@@ -15,7 +15,9 @@ use crate::port::sim::memory;
 use crate::port::sim::world::State;
 
 /// What pages hold that nobody has read into.
-const STALE: u8 = 0xa5;
+fn stale(len: usize) -> Vec<u8> {
+    [0xa5; 512].repeat(len.div_ceil(512))[..len].to_vec()
+}
 
 /// Where the bytes of an operation are.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +45,7 @@ pub(in crate::port::sim) enum UserCopy<'a> {
 impl InFlight {
     pub fn new(mut request: Request, device: u32) -> InFlight {
         let pages = match request.op {
-            Op::Read => vec![STALE; request.len as usize],
+            Op::Read => stale(request.len as usize),
             _ => std::mem::take(&mut request.data),
         };
         InFlight { request, device, pages, result: None, delivered: false }
@@ -120,7 +122,7 @@ impl Driver {
             Memory::Server(address) => unsafe { memory::load(address, len) },
             Memory::Pages { request, offset } => match self.requests.get(&request) {
                 Some(in_flight) => in_flight.pages[offset..offset + len].to_vec(),
-                None => vec![STALE; len],
+                None => stale(len),
             },
         }
     }
