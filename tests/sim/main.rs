@@ -4,6 +4,7 @@
 //! A seed that fails prints the command that replays it. `BLOCKHAUS_SIM_SEEDS=100000` runs so many
 //! instead of the usual number.
 
+mod allocations;
 mod careless;
 mod model;
 mod pattern;

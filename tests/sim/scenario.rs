@@ -14,7 +14,7 @@ use crate::stacks::{Filters, Kind, Layers};
 use crate::workload::{Habits, Shared};
 
 /// Longer than a healthy server takes for anything, in the world's time.
-const LONG_NS: u64 = 400_000_000_000;
+pub const LONG_NS: u64 = 400_000_000_000;
 
 /// How a server's life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,7 +256,7 @@ impl Server {
 }
 
 /// What a server's main thread does.
-fn serve(
+pub fn serve(
     stack: Arc<dyn Stack>,
     options: &Options,
     stopped: &Receiver<()>,

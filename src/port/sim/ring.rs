@@ -8,6 +8,7 @@ use super::file::{Object, object_of};
 use super::schedule::{Event, ThreadId};
 use super::world::{Bug, State};
 use super::{Handle, current};
+use crate::payload::OPERATIONS_PER_SLOT;
 use crate::port::linux::uring::Uring;
 use crate::port::remote::Remote;
 use crate::port::ring::{Completion, Entry, Token};
@@ -23,7 +24,7 @@ impl Driver {
     pub fn new(slots: u16, files: u32, remote: &Remote) -> io::Result<(Driver, &'static str)> {
         match current() {
             None => Uring::new(slots, files, remote).map(|(uring, name)| (Driver::Linux(uring), name)),
-            Some(handle) => Ok((Driver::Simulated(SimRing::new(handle, files, remote)), "simulated")),
+            Some(handle) => Ok((Driver::Simulated(SimRing::new(handle, slots, files, remote)), "simulated")),
         }
     }
 
@@ -112,7 +113,7 @@ pub(super) struct RingState {
 }
 
 impl SimRing {
-    fn new(handle: Handle, files: u32, remote: &Remote) -> SimRing {
+    fn new(handle: Handle, slots: u16, files: u32, remote: &Remote) -> SimRing {
         let mut state = handle.state();
         let ring = state.rings.len();
         let process = state.schedule.threads[handle.thread].process;
@@ -130,7 +131,9 @@ impl SimRing {
         state.wakes.insert(remote.event_fd(), ring);
         state.note("ring", [ring as u64, 0, 0, 0]);
         drop(state);
-        SimRing { handle, ring, pending: Vec::new() }
+        // As much as comes between two submissions, so that nothing is allocated for an entry.
+        let pending = Vec::with_capacity(usize::from(slots) * (OPERATIONS_PER_SLOT + 2) + 8);
+        SimRing { handle, ring, pending }
     }
 
     fn register_file(&mut self, index: u32, fd: RawFd) -> io::Result<()> {

@@ -1,9 +1,10 @@
 //! Who runs, and what happens next: one queue of events in virtual time, one thread at a time.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::Handle;
+use super::locked::Locked;
 use super::world::{Killed, State};
 use crate::port::ring::Token;
 
@@ -186,13 +187,13 @@ impl State {
 impl Handle {
     /// The state of the world. A thread that panicked while it had it has failed the run, so that
     /// what it left is only looked at to report that.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.world.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn state(&self) -> Locked<'_> {
+        Locked::new(self.world.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The state, to do something with; `None` for a thread of a process that is dead, to which
     /// nothing happens any more and which does nothing.
-    pub(super) fn alive(&self) -> Option<MutexGuard<'_, State>> {
+    pub(super) fn alive(&self) -> Option<Locked<'_>> {
         let state = self.state();
         (!state.dead(self.thread)).then_some(state)
     }
@@ -201,10 +202,10 @@ impl Handle {
     /// `None` for a thread that is dead and already unwinding; one that is dead unwinds here.
     pub(super) fn block<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State>,
+        mut state: Locked<'a>,
         why: &'static str,
         deadline_ns: Option<u64>,
-    ) -> Option<MutexGuard<'a, State>> {
+    ) -> Option<Locked<'a>> {
         if !state.dead(self.thread) {
             let me = &mut state.schedule.threads[self.thread];
             me.status = Status::Blocked(why);
@@ -220,7 +221,7 @@ impl Handle {
     }
 
     /// Gives the baton to whose turn it is, perhaps this thread again.
-    fn hand_over<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn hand_over<'a>(&'a self, mut state: Locked<'a>) -> Locked<'a> {
         let Some(next) = state.dispatch().filter(|next| *next != self.thread) else { return state };
         let parked = state.schedule.threads[next].parked.clone();
         // Not while the state is held, which it would have to wait for at once. One that has not had
@@ -233,7 +234,7 @@ impl Handle {
     }
 
     /// Waits for the baton.
-    fn resume<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Option<MutexGuard<'a, State>> {
+    fn resume<'a>(&'a self, mut state: Locked<'a>) -> Option<Locked<'a>> {
         loop {
             if state.dead(self.thread) {
                 drop(state);

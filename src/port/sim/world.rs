@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::disk::{Disk, DiskShape, Faults, Operation, PowerLoss};
 use super::file::Files;
@@ -275,7 +275,7 @@ impl World {
         state.thread_ended(thread);
         state.signal_the_dead();
         while state.processes.iter().any(|process| process.threads > 0) {
-            state = world.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = state.wait(&world.quiet);
         }
         Outcome {
             hash: state.trace.hash(),
@@ -318,7 +318,7 @@ impl World {
         state.processes[process.number].dead = true;
         state.signal_the_dead();
         while state.processes[process.number].threads > 0 {
-            state = self.handle.world.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = state.wait(&self.handle.world.quiet);
         }
         state.server_died(process.number);
     }
