@@ -63,6 +63,11 @@ pub fn has(bug: Bug) -> bool {
     current().is_some_and(|handle| handle.state().config.bug == Some(bug))
 }
 
+/// Whether this thread's process is dead, or its world at an end: nothing touches its memory any more.
+pub(super) fn is_dead() -> bool {
+    current().is_some_and(|handle| handle.alive().is_none())
+}
+
 fn enter(handle: Option<Handle>) {
     CURRENT.with(|current| *current.borrow_mut() = handle);
 }
