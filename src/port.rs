@@ -12,10 +12,10 @@ pub mod sim;
 pub mod stream;
 
 #[cfg(not(feature = "sim"))]
-pub use linux::{channel, command, file, node, system, thread};
-pub use linux::{clock, memory, notify, process, remote, signal, socket};
+pub use linux::{channel, command, file, node, socket, system, thread};
+pub use linux::{clock, memory, notify, process, remote, signal};
 #[cfg(feature = "sim")]
-pub use sim::{channel, command, file, node, system, thread};
+pub use sim::{channel, command, file, node, socket, system, thread};
 
 #[cfg(not(feature = "sim"))]
 use linux::uring::Uring as Driver;

@@ -23,6 +23,8 @@ mod processor;
 mod random;
 mod ring;
 mod schedule;
+pub mod socket;
+mod stream;
 pub mod system;
 pub mod thread;
 mod trace;
@@ -61,6 +63,16 @@ pub(crate) fn current() -> Option<Handle> {
 /// Whether this bug was planted in the world of this thread.
 pub fn has(bug: Bug) -> bool {
     current().is_some_and(|handle| handle.state().config.bug == Some(bug))
+}
+
+/// Writes something into the history of this thread's world, with contents.
+pub fn note(what: &'static str, numbers: [u64; 4], contents: &[u8]) {
+    if let Some(handle) = current()
+        && let Some(mut state) = handle.alive()
+    {
+        state.note(what, numbers);
+        state.note_bytes(contents);
+    }
 }
 
 /// Whether this thread's process is dead, or its world at an end: nothing touches its memory any more.

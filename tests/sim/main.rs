@@ -7,6 +7,8 @@
 mod allocations;
 mod careless;
 mod model;
+mod nbd;
+mod nbd_client;
 mod pattern;
 mod planted;
 mod scenario;
@@ -21,61 +23,94 @@ use scenario::Wishes;
 
 /// Seeds of a usual run, over all batches.
 const SEEDS: u64 = 2_000;
-/// Tests that share them.
-const BATCHES: u64 = 20;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
-fn describe(seed: u64, outcome: &Outcome) -> String {
-    let Some(failure) = &outcome.failure else { return format!("seed {seed}: well") };
-    format!(
-        "{}\n{}seed {seed} failed: {}\nreplay it with:\n  BLOCKHAUS_SIM_SEED={seed} cargo test --features sim \
-         --test sim one_seed -- --nocapture",
-        failure.what, failure.trace, failure.what
-    )
+/// An engine, by the name of the test that replays a seed of it.
+#[derive(Clone, Copy)]
+enum Engine {
+    Ublk,
+    Nbd,
 }
 
-/// Runs a seed twice.
-fn check(seed: u64) {
-    let first = scenario::run(seed, Wishes::default());
-    if first.failure.is_some() {
-        panic!("{}", describe(seed, &first));
+impl Engine {
+    fn run(self, seed: u64) -> Outcome {
+        match self {
+            Engine::Ublk => scenario::run(seed, Wishes::default()),
+            Engine::Nbd => nbd::run(seed, None),
+        }
     }
-    let second = scenario::run(seed, Wishes::default());
-    assert_eq!(
-        (first.hash, first.lines, first.took_ns),
-        (second.hash, second.lines, second.took_ns),
-        "seed {seed} is not the same twice"
-    );
-}
 
-fn batch(number_of_batch: u64) {
-    let seeds = number("BLOCKHAUS_SIM_SEEDS").unwrap_or(SEEDS) / BATCHES;
-    for seed in number_of_batch * seeds..(number_of_batch + 1) * seeds {
-        check(seed);
+    /// Seeds of all batches together: a world of NBD's has much more memory to make.
+    fn seeds(self) -> u64 {
+        let seeds = number("BLOCKHAUS_SIM_SEEDS").unwrap_or(SEEDS);
+        match self {
+            Engine::Ublk => seeds,
+            Engine::Nbd => seeds / 20,
+        }
+    }
+
+    fn replayed_by(self) -> &'static str {
+        match self {
+            Engine::Ublk => "one_seed",
+            Engine::Nbd => "one_nbd_seed",
+        }
+    }
+
+    /// Runs a seed twice.
+    fn check(self, seed: u64) {
+        let first = self.run(seed);
+        let replay = format!(
+            "replay it with:\n  BLOCKHAUS_SIM_SEED={seed} cargo test --features sim --test sim {} -- --exact \
+             --nocapture",
+            self.replayed_by()
+        );
+        if let Some(failure) = &first.failure {
+            panic!("{}\n{}seed {seed} failed: {}\n{replay}", failure.what, failure.trace, failure.what);
+        }
+        let second = self.run(seed);
+        assert_eq!(
+            (first.hash, first.lines, first.took_ns),
+            (second.hash, second.lines, second.took_ns),
+            "seed {seed} is not the same twice\n{replay}"
+        );
+    }
+
+    /// One of so many batches.
+    fn batch(self, number: u64, of: u64) {
+        let seeds = (self.seeds() / of).max(1);
+        for seed in number * seeds..(number + 1) * seeds {
+            self.check(seed);
+        }
     }
 }
 
 macro_rules! batches {
-    ($($name:ident $number:literal)*) => {
+    ($engine:expr, $of:literal: $($name:ident $number:literal)*) => {
         $(#[test]
         fn $name() {
-            batch($number);
+            $engine.batch($number, $of);
         })*
     };
 }
 
+// Many, so that as many threads run them as there are processors.
 batches! {
+    Engine::Ublk, 20:
     seeds_00 0 seeds_01 1 seeds_02 2 seeds_03 3 seeds_04 4 seeds_05 5 seeds_06 6 seeds_07 7 seeds_08 8
     seeds_09 9 seeds_10 10 seeds_11 11 seeds_12 12 seeds_13 13 seeds_14 14 seeds_15 15 seeds_16 16
     seeds_17 17 seeds_18 18 seeds_19 19
 }
 
+batches! {
+    Engine::Nbd, 4: nbd_seeds_0 0 nbd_seeds_1 1 nbd_seeds_2 2 nbd_seeds_3 3
+}
+
 /// A world in which nothing goes wrong proves nothing: everything it can do must have happened.
 #[test]
-fn the_seeds_meet_everything() {
+fn everything_is_met() {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in 0..150 {
         for (what, count) in scenario::run(seed, Wishes::default()).counts {
@@ -115,9 +150,40 @@ fn the_seeds_meet_everything() {
     }
 }
 
+/// What the NBD engine's worlds are to have met.
+#[test]
+fn everything_is_met_by_nbd() {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in 0..30 {
+        for (what, count) in nbd::run(seed, None).counts {
+            *counts.entry(what).or_default() += count;
+        }
+    }
+    eprintln!("{counts:?}");
+    for (what, least) in [
+        ("ask", 2_000),
+        ("reply", 2_000),
+        ("transfer", 5_000),
+        ("transfer failed", 3),
+        ("hands shaken", 50),
+        ("breaks off", 10),
+        ("kill", 10),
+        ("disk error", 5),
+        ("unflushed at power loss", 3),
+    ] {
+        let count = counts.get(what).copied().unwrap_or(0);
+        assert!(count >= least, "{what} happened {count} times of {least}");
+    }
+}
+
 /// The seed of BLOCKHAUS_SIM_SEED, or the first.
 #[test]
 fn one_seed() {
-    let seed = number("BLOCKHAUS_SIM_SEED").unwrap_or(0);
-    check(seed);
+    Engine::Ublk.check(number("BLOCKHAUS_SIM_SEED").unwrap_or(0));
+}
+
+/// The same of the NBD engine's.
+#[test]
+fn one_nbd_seed() {
+    Engine::Nbd.check(number("BLOCKHAUS_SIM_SEED").unwrap_or(0));
 }

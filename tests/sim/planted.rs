@@ -4,6 +4,7 @@ use blockhaus::engine::ublk::DataPath;
 use blockhaus::port::sim::Bug;
 
 use crate::careless::Carelessness;
+use crate::nbd;
 use crate::scenario::{self, Wishes};
 use crate::stacks::{Filters, Kind};
 
@@ -45,6 +46,16 @@ fn without_a_bug_nothing_is_found() {
     }
 }
 
+fn careless_by_nbd(how: Carelessness) {
+    for seed in 0..PATIENCE {
+        if let Some(failure) = nbd::run(seed, Some(Kind::Careless(how))).failure {
+            eprintln!("seed {seed} found {how:?} by NBD: {}", failure.what);
+            return;
+        }
+    }
+    panic!("{how:?} was not found by {PATIENCE} seeds by NBD");
+}
+
 macro_rules! bugs {
     ($($name:ident $how:expr;)*) => {
         $(#[test]
@@ -73,6 +84,8 @@ bugs! {
     a_slot_reused_before_its_completion planted(Kind::File, Filters::None, Bug::SlotReusedEarly);
     a_descriptor_stride_of_our_own_depth planted(Kind::File, Filters::None, Bug::StrideOfOwnDepth);
     a_wake_up_lost planted(Kind::Slow, Filters::None, Bug::WakeUpLost);
+    a_short_read_by_nbd careless_by_nbd(Carelessness::ShortRead);
+    a_flush_that_does_not_flush_by_nbd careless_by_nbd(Carelessness::FlushNothing);
     a_lost_auto_registration_fallback on_path(DataPath::AutoBuf, Bug::FallbackLost);
     a_user_copy_that_is_forgotten on_path(DataPath::UserCopy, Bug::UserCopyLost);
     a_range_lock_that_covers_one_queue_only

@@ -91,6 +91,15 @@ impl Workload {
             || self.shape.is_some() && self.idle() && self.left == 0 && self.check_from.is_none()
     }
 
+    /// The same, where so many answers will never come.
+    pub fn done_but_for(&self, lost: usize) -> bool {
+        self.failure.is_some()
+            || self.shape.is_some()
+                && self.outstanding.len() <= lost
+                && self.left == 0
+                && self.check_from.is_none()
+    }
+
     pub fn idle(&self) -> bool {
         self.outstanding.is_empty()
     }
@@ -168,6 +177,14 @@ impl Workload {
         self.failure.get_or_insert(what);
     }
 
+    /// The answer to a request.
+    pub fn answer(&mut self, number: u64, result: Result<Vec<u8>, i32>, delivered: bool) {
+        self.answers += 1;
+        if let Some(op) = self.outstanding.remove(&number) {
+            self.judge(number, op, result, delivered);
+        }
+    }
+
     fn judge(&mut self, number: u64, op: Op, result: Result<Vec<u8>, i32>, delivered: bool) {
         if let Err(errno) = &result {
             let hard = self.habits.hard_faults && matches!(*errno, libc::EIO | libc::ENOSPC);
@@ -217,11 +234,7 @@ impl Client for Shared {
     }
 
     fn answered(&mut self, number: u64, result: Result<Vec<u8>, i32>, delivered: bool) {
-        let mut workload = self.lock();
-        workload.answers += 1;
-        if let Some(op) = workload.outstanding.remove(&number) {
-            workload.judge(number, op, result, delivered);
-        }
+        self.lock().answer(number, result, delivered);
     }
 
     fn stopping(&mut self) {

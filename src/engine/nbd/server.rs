@@ -5,8 +5,6 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-
 use super::desk::Desk;
 use super::door::{Choice, Door};
 use super::export::{self, SLOTS_OF_LONGEST};
@@ -15,6 +13,7 @@ use super::seat::Seat;
 use crate::error::{Error, Kind, Result};
 use crate::nbd::Export;
 use crate::nbd::transmission::Rules;
+use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::port::clock::{Duration, Instant};
 use crate::port::remote::Remote;
 use crate::port::stream::Listener;

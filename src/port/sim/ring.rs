@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 
 use super::file::{Object, object_of};
 use super::schedule::{Event, ThreadId};
+use super::stream::any_of;
 use super::world::{Bug, State};
 use super::{Handle, current};
 use crate::payload::OPERATIONS_PER_SLOT;
@@ -189,7 +190,10 @@ impl Drop for SimRing {
             return;
         }
         let timers = !state.rings[self.ring].timers.is_empty();
-        if timers || state.operations.values().any(|operation| operation.ring == self.ring) {
+        if timers
+            || any_of(&state, self.ring)
+            || state.operations.values().any(|operation| operation.ring == self.ring)
+        {
             state.fail(format!("ring {} was closed with operations in flight", self.ring));
         }
         state.note("ring closed", [self.ring as u64, 0, 0, 0]);
@@ -220,8 +224,7 @@ impl State {
                 let late = self.latency();
                 self.schedule.after(nanoseconds.saturating_add(late), Event::Timer { ring, token });
             }
-            // There are no sockets in this world.
-            Entry::Receive { .. } | Entry::Send { .. } => self.complete(ring, token, -libc::EBADF),
+            Entry::Receive { .. } | Entry::Send { .. } => self.transfer(ring, entry, token),
             Entry::Read { file, .. }
             | Entry::Write { file, .. }
             | Entry::SyncData { file }

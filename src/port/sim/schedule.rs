@@ -39,6 +39,8 @@ pub(super) enum Event {
     Abort { device: u32, queue: u16, tag: u16 },
     /// The client wanted to be asked again.
     Client(u32),
+    /// A transfer over a socket gets on.
+    Transfer(u64),
     /// A timer in a ring has run out.
     Timer { ring: usize, token: Token },
 }

@@ -11,6 +11,7 @@ use super::processor::Kept;
 use super::random::Random;
 use super::ring::RingState;
 use super::schedule::{Event, Schedule, Status, ThreadId};
+use super::stream::Transfer;
 use super::trace::Trace;
 use super::ublk::{Client, Driver, Kernel};
 use super::{Handle, enter};
@@ -120,6 +121,7 @@ pub(super) struct State {
     pub wakes: BTreeMap<i32, usize>,
     pub disks: Vec<Disk>,
     pub operations: BTreeMap<u64, Operation>,
+    pub transfers: BTreeMap<u64, Transfer>,
     pub driver: Driver,
     pub client: Option<Box<dyn Client>>,
 }
@@ -203,6 +205,7 @@ impl State {
             Event::StopDrains(device) => self.stop_drains(device),
             Event::Abort { device, queue, tag } => self.abort(device, queue, tag),
             Event::Client(device) => self.ask_client(device),
+            Event::Transfer(number) => self.get_on(number),
             Event::Timer { ring, token } => self.timer_expired(ring, token),
         }
     }
@@ -248,6 +251,7 @@ impl World {
             wakes: BTreeMap::new(),
             disks: Vec::new(),
             operations: BTreeMap::new(),
+            transfers: BTreeMap::new(),
             driver: Driver::new(kernel),
             client: None,
             config,

@@ -1,0 +1,31 @@
+//! Waiting for sockets and pipes, in the world's time. They are real ones: whoever writes to one is a
+//! thread of the world, so that what is in it is as repeatable as the rest.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+pub use crate::port::linux::socket::{
+    Lines, listen, remove_if_there, set_nonblocking, wait_readable, wake_pipe,
+};
+
+use super::current;
+use crate::port::clock::{Deadline, Duration, sleep};
+use crate::port::linux::socket as linux;
+
+/// How often a thread of a world looks again.
+const LOOK_EVERY: Duration = Duration::from_micros(300);
+
+/// As [`linux::poll`].
+pub fn poll(fds: &[(BorrowedFd<'_>, bool)], timeout: Duration) -> io::Result<Vec<bool>> {
+    if current().is_none() {
+        return linux::poll(fds, timeout);
+    }
+    let until = Deadline::after(timeout);
+    loop {
+        let ready = linux::poll(fds, Duration::ZERO)?;
+        if until.passed() || ready.contains(&true) {
+            return Ok(ready);
+        }
+        sleep(LOOK_EVERY.min(until.left()));
+    }
+}
