@@ -2,7 +2,7 @@
 //! seeded driver, disk and scheduler, each answer held against a model of what a disk may answer.
 //!
 //! A seed that fails prints the command that replays it. `BLOCKHAUS_SIM_SEEDS=100000` runs so many
-//! instead of the usual number.
+//! instead of the usual number, and a twentieth of that by NBD.
 
 mod allocations;
 mod careless;
