@@ -8,7 +8,7 @@ use std::future::Future;
 use crate::error::Result;
 use crate::io::{Capabilities, Geometry, Io, IoResult};
 use crate::payload::Payload;
-use crate::port::ring::Ring;
+use crate::port::ring::{Ring, Single};
 
 pub mod blocking;
 pub mod dynamic;
@@ -73,6 +73,16 @@ pub trait Queue {
     #[inline]
     fn serve_now(&self, io: &Io, payload: &mut Payload<'_>) -> Option<IoResult> {
         let _ = (io, payload);
+        None
+    }
+
+    /// Whether a read or write is, as it is, one operation on one file. Then the queue starts that without
+    /// a future, and takes it for served when all its bytes were moved; when they were not, it calls
+    /// [`serve`](Self::serve) as if nothing had happened. Asked before
+    /// [`serve_now`](Self::serve_now), and never for a request without bytes.
+    #[inline]
+    fn single(&self, io: &Io) -> Option<Single> {
+        let _ = io;
         None
     }
 

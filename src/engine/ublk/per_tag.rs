@@ -209,6 +209,16 @@ impl FrontEnd for PerTag<'_> {
         self.commit(ring, io.slot, result)
     }
 
+    #[inline]
+    fn can_chain(&self, io: &Io) -> bool {
+        match self.seat.path {
+            DataPath::Copy | DataPath::GetData => true,
+            // What was not registered has to be copied, once it was read.
+            DataPath::AutoBuf => io.op == Op::Write || self.seat.buffers.is_hidden(io.slot),
+            DataPath::UserCopy | DataPath::ZeroCopy => false,
+        }
+    }
+
     fn finished(&self) -> bool {
         self.aborted == self.seat.depth
     }
