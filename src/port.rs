@@ -1,12 +1,23 @@
 //! The seam to the world: rings, files, memory, threads, processes, signals, the clock.
 //!
 //! Nothing above this module names `libc`, `io_uring`, `nix`, `std::thread` or `std::time`; a test
-//! keeps it so. The simulated twin of what is here will stand in `port/sim`.
+//! keeps it so. The simulated twin of what is here is `port/sim`, compiled for tests alone.
 
 pub mod arena;
 mod linux;
 pub mod ring;
 pub mod scratch;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod stream;
 
-pub use linux::{clock, command, file, memory, notify, process, remote, signal, socket, system, thread};
+#[cfg(not(feature = "sim"))]
+pub use linux::{channel, command, file, node, system, thread};
+pub use linux::{clock, memory, notify, process, remote, signal, socket};
+#[cfg(feature = "sim")]
+pub use sim::{channel, command, file, node, system, thread};
+
+#[cfg(not(feature = "sim"))]
+use linux::uring::Uring as Driver;
+#[cfg(feature = "sim")]
+use sim::Driver;

@@ -274,7 +274,7 @@ where
                     }
                     Token::Single(_) => self.slots.single -= 1,
                     Token::Front(number) => drop(self.end_of_chain(number)),
-                    Token::Chained | Token::Wake => {}
+                    Token::Chained(_) | Token::Wake => {}
                 }
             }
             while let Some(message) = self.ring.remote().receive() {
@@ -307,7 +307,7 @@ where
             }
             Token::Operation { slot, entry } => self.operation_ended(slot, entry, completion.result),
             Token::Single(slot) => self.single_ended(slot, completion.result),
-            Token::Chained => Ok(()),
+            Token::Chained(_) => Ok(()),
             Token::Wake => {
                 self.ring.arm_wake().map_err(|error| Error::system("a queue's io_uring failed", error))
             }

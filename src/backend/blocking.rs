@@ -3,12 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
-
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
+use crate::port::channel::{Receiver, Sender, bounded};
 use crate::port::remote::Ticket;
 use crate::port::ring::Ring;
 use crate::port::thread::{self, JoinHandle};

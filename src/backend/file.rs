@@ -151,7 +151,7 @@ impl Queue for FileQueue {
         match io.op {
             Op::Read => self.read(io.offset, &mut payload).await,
             Op::Write => self.write(io.offset, &mut payload, io.flags.contains(Flags::FUA)).await,
-            Op::Flush => self.ring.sync_data(self.file, &payload).await.map(drop),
+            Op::Flush => self.flush(&payload).await,
             Op::Discard => self.discard(&io, &mut payload).await,
             Op::WriteZeroes => self.write_zeroes(&io, &mut payload).await,
         }
@@ -190,6 +190,15 @@ impl FileQueue {
         Ok(())
     }
 
+    async fn flush(&self, payload: &Payload<'_>) -> IoResult {
+        loop {
+            match self.ring.sync_data(self.file, payload).await {
+                Err(errno) if again(errno) => {}
+                result => return result.map(drop),
+            }
+        }
+    }
+
     async fn allocate(&self, mode: AllocateMode, io: &Io, payload: &mut Payload<'_>) -> IoResult {
         loop {
             match self.ring.allocate(self.file, payload, mode, io.offset, io.len).await {
@@ -215,7 +224,7 @@ impl FileQueue {
                 match self.allocate(mode, io, payload).await {
                     Err(Errno::EOPNOTSUPP) => can.set(false),
                     Ok(()) if io.flags.contains(Flags::FUA) => {
-                        return self.ring.sync_data(self.file, payload).await.map(drop);
+                        return self.flush(payload).await;
                     }
                     result => return result,
                 }

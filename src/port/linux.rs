@@ -1,9 +1,12 @@
 //! The real world: Linux.
 
+#[cfg(not(feature = "sim"))]
+pub mod channel;
 pub mod clock;
 pub mod command;
 pub mod file;
 pub mod memory;
+pub mod node;
 pub mod notify;
 pub mod process;
 pub mod remote;

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::linux::uring::Uring;
+use super::Driver;
 use super::stream::Transfers;
 use crate::io::Errno;
 use crate::payload::{OPERATIONS_PER_SLOT, Payload, Place, SlotState};
@@ -74,7 +74,7 @@ pub enum Token {
     /// The one operation that serves a slot's whole request.
     Single(u16),
     /// As [`Token::Single`], of a chain whose end says how it went. Comes only when it has failed.
-    Chained,
+    Chained(u16),
     /// Another thread left a message.
     Wake,
 }
@@ -87,7 +87,7 @@ impl Token {
             Token::Operation { slot, entry } => 1 << 56 | u64::from(entry) << 16 | u64::from(slot),
             Token::Wake => 2 << 56,
             Token::Single(slot) => 3 << 56 | u64::from(slot),
-            Token::Chained => 4 << 56,
+            Token::Chained(slot) => 4 << 56 | u64::from(slot),
         }
     }
 
@@ -97,7 +97,7 @@ impl Token {
             0 => Token::Front(user_data as u32),
             1 => Token::Operation { slot: user_data as u16, entry: (user_data >> 16) as u8 },
             3 => Token::Single(user_data as u16),
-            4 => Token::Chained,
+            4 => Token::Chained(user_data as u16),
             _ => Token::Wake,
         }
     }
@@ -140,7 +140,7 @@ impl Single {
 pub struct Ring(Rc<Inner>);
 
 struct Inner {
-    driver: RefCell<Uring>,
+    driver: RefCell<Driver>,
     slots: Box<[SlotState]>,
     transfers: Transfers,
     remote: Arc<Remote>,
@@ -162,7 +162,7 @@ impl Ring {
     /// A ring for a queue with this many slots, made on the thread that will drive it, with the
     /// best set-up this kernel takes.
     pub fn new(slots: u16, remote: Arc<Remote>) -> io::Result<Ring> {
-        let (mut driver, setup) = Uring::new(slots, FILE_TABLE, &remote)?;
+        let (mut driver, setup) = Driver::new(slots, FILE_TABLE, &remote)?;
         driver.push(Entry::Wake, Token::Wake)?;
         Ok(Ring(Rc::new(Inner {
             driver: RefCell::new(driver),
@@ -284,7 +284,7 @@ impl Ring {
     /// operation itself ends without a word, or with [`Token::Chained`].
     #[inline]
     pub(crate) fn start_chained(&self, single: Single, write: bool, place: Place) -> io::Result<()> {
-        self.0.driver.borrow_mut().push_chained(single.entry(write, place), Token::Chained)
+        self.0.driver.borrow_mut().push_chained(single.entry(write, place), Token::Chained(place.slot))
     }
 
     #[inline]

@@ -42,7 +42,7 @@ pub struct Args {
     /// With --full: leave out what has passed with the same binaries and kernel
     #[arg(long, requires = "full")]
     resume: bool,
-    /// Only this suite: fmt, clippy, host, doc, licenses, vm, vm:7.2 (may be repeated)
+    /// Only this suite: fmt, clippy, host, sim, doc, licenses, vm, vm:7.2 (may be repeated)
     #[arg(long, value_name = "SUITE")]
     only: Vec<String>,
     /// Only tests with this in their names
@@ -96,6 +96,7 @@ fn on_host(name: &str, args: &Args, preparation: &Preparation) -> Result<Tally> 
     match name {
         "fmt" => cargo::ensure_components().and_then(|()| checks::fmt()),
         "clippy" => cargo::ensure_components().and_then(|()| checks::clippy()),
+        "sim" => checks::sim(args.filter.as_deref()),
         "doc" => checks::doc(),
         "licenses" => licenses::check(),
         _ => checks::host(&preparation.headers()?, args.filter.as_deref()),

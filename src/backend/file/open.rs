@@ -1,6 +1,6 @@
 //! Opening a file as a disk: what it is, how it is opened, who else has it, what it can do.
 
-use std::fs::{self, File as StdFile, Metadata};
+use std::fs::{File as StdFile, Metadata};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -29,7 +29,7 @@ pub(super) fn open(options: &Options) -> Result<File> {
     let path = options.path.as_path();
     let mut notes = Vec::new();
     let created = create_if_asked(options)?;
-    let metadata = fs::metadata(path).map_err(|error| {
+    let metadata = file::metadata(path).map_err(|error| {
         let error = failed(path, error);
         match error.kind() {
             Kind::NotFound => {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::error::{Error, Kind};
-use crate::port::system;
+use crate::port::{node, system};
 
 /// The device that control commands go to.
 pub(super) const CONTROL_PATH: &str = "/dev/ublk-control";
@@ -12,7 +12,7 @@ pub(super) const CONTROL_PATH: &str = "/dev/ublk-control";
 /// Loads the driver where it is a module that is not loaded; true when the control device is there
 /// afterwards.
 pub(super) fn load_driver() -> bool {
-    if !Path::new(CONTROL_PATH).exists() {
+    if !node::exists(Path::new(CONTROL_PATH)) {
         // Fails without permission or without the module; the file's absence tells as much.
         let _ = Command::new("modprobe")
             .args(["-q", "ublk_drv"])
@@ -21,7 +21,7 @@ pub(super) fn load_driver() -> bool {
             .stderr(Stdio::null())
             .status();
     }
-    Path::new(CONTROL_PATH).exists()
+    node::exists(Path::new(CONTROL_PATH))
 }
 
 /// Why there is no control device on this machine, and what to do, as far as it can be told.

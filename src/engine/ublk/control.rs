@@ -1,8 +1,9 @@
 //! Control commands to `/dev/ublk-control`, each with a deadline.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::mem::size_of;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use blockhaus_uapi::ublk::{CtrlCmd, CtrlDevInfo, Features, NEW_DEV_ID, NO_QUEUE, Params, cmd};
@@ -11,6 +12,7 @@ use super::availability;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::Duration;
 use crate::port::command::CommandRing;
+use crate::port::node;
 use crate::port::thread::CpuMask;
 
 /// For one try of a command that only asks or sets something. It takes microseconds, but the kernel
@@ -51,15 +53,14 @@ impl Control {
         if !availability::load_driver() {
             return Err(availability::missing());
         }
-        let file =
-            OpenOptions::new().read(true).write(true).open(availability::CONTROL_PATH).map_err(|error| {
-                let error = Error::system(format!("cannot open {}", availability::CONTROL_PATH), error);
-                match error.kind() {
-                    Kind::Permission => error.cure("run as root"),
-                    Kind::NotFound => availability::missing(),
-                    _ => error,
-                }
-            })?;
+        let file = node::open(Path::new(availability::CONTROL_PATH)).map_err(|error| {
+            let error = Error::system(format!("cannot open {}", availability::CONTROL_PATH), error);
+            match error.kind() {
+                Kind::Permission => error.cure("run as root"),
+                Kind::NotFound => availability::missing(),
+                _ => error,
+            }
+        })?;
         Ok(Control { file, spare: Mutex::new(None) })
     }
 

@@ -1,14 +1,12 @@
 //! The life of a device: added → queues parked → live → stopping → drained → deleted.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_DEV_ID, ParamTypes, Params};
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::control::Control;
 use super::data_path::{self, DataPath, Wish};
@@ -17,7 +15,9 @@ use super::report::{Memory, QueueThread, Report};
 use super::{MAX_HIDDEN_IO_SIZE, MAX_IO_SIZE, params};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Capabilities, Geometry};
+use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::port::clock::{Deadline, Duration, Instant, sleep};
+use crate::port::node;
 use crate::port::remote::Remote;
 use crate::port::system::{cpu_count, page_size};
 use crate::port::thread::{self, JoinHandle};
@@ -350,10 +350,7 @@ impl Added {
             other => other?,
         }
         let block = block_path(self.id());
-        wait_for(&block, &mut || {
-            // Opened and closed at once: what matters is that it can be.
-            OpenOptions::new().read(true).open(&block).map(drop)
-        })
+        wait_for(&block, &mut || node::try_open(&block))
     }
 
     fn report(&self, features: Features, queue_threads: Vec<QueueThread>, notes: Vec<String>) -> Report {
@@ -455,11 +452,7 @@ fn block_path(id: u32) -> PathBuf {
 fn open_node(path: &Path) -> Result<File> {
     let mut opened = None;
     wait_for(path, &mut || {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        if !file.metadata()?.file_type().is_char_device() {
-            return Err(io::Error::other("it is no character device"));
-        }
-        opened = Some(file);
+        opened = Some(node::open_character_device(path)?);
         Ok(())
     })?;
     opened.ok_or_else(|| {

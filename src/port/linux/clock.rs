@@ -2,7 +2,11 @@
 
 use nix::time::{ClockId, clock_gettime};
 
-pub use std::time::{Duration, Instant};
+#[cfg(feature = "sim")]
+pub use crate::port::sim::Instant;
+pub use std::time::Duration;
+#[cfg(not(feature = "sim"))]
+pub use std::time::Instant;
 
 /// A moment by which an answer is due.
 #[derive(Clone, Copy, Debug)]
@@ -45,12 +49,20 @@ impl Deadline {
 
 /// Does nothing for a while.
 pub fn sleep(duration: Duration) {
+    #[cfg(feature = "sim")]
+    if crate::port::sim::sleep(duration) {
+        return;
+    }
     std::thread::sleep(duration);
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC, by which timers of a ring go.
 #[inline]
 pub fn monotonic_nanoseconds() -> u64 {
+    #[cfg(feature = "sim")]
+    if let Some(now) = crate::port::sim::monotonic_nanoseconds() {
+        return now;
+    }
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

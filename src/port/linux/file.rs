@@ -34,6 +34,11 @@ pub fn open(path: &Path, how: How) -> io::Result<File> {
         .open(path)
 }
 
+/// What is known of a path.
+pub fn metadata(path: &Path) -> io::Result<std::fs::Metadata> {
+    std::fs::metadata(path)
+}
+
 /// What kind of thing a path is, as far as a disk can be kept in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {

@@ -72,6 +72,8 @@ impl Mapping {
 
     /// `len` bytes of `file` from `offset`, read-only and shared with whoever writes them.
     pub fn shared_read_only(file: &File, offset: u64, len: u64) -> io::Result<Mapping> {
+        #[cfg(feature = "sim")]
+        let offset = crate::port::sim::mapping_offset(file, offset, len)?;
         let len = rounded(len)?;
         let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no other.

@@ -77,7 +77,13 @@ impl Remote {
     }
 
     fn notify(&self) {
+        #[cfg(feature = "sim")]
+        crate::port::sim::point();
         if self.asleep.swap(false, Ordering::SeqCst) {
+            #[cfg(feature = "sim")]
+            if crate::port::sim::notify(self.event_fd()) {
+                return;
+            }
             // An eventfd write fails only when its counter is full, and then the reader wakes anyway.
             let _ = nix::unistd::write(self.event.as_fd(), &1u64.to_ne_bytes());
         }
@@ -87,6 +93,8 @@ impl Remote {
     #[inline]
     pub fn may_sleep(&self) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
+        #[cfg(feature = "sim")]
+        crate::port::sim::point();
         let waiting = self.stop.load(Ordering::SeqCst) || self.front.load(Ordering::SeqCst);
         if self.messages.is_empty() && !waiting {
             return true;

@@ -196,7 +196,7 @@ impl Uring {
                     Token::Operation { slot, entry } => {
                         self.timers.get_mut(usize::from(slot) * OPERATIONS_PER_SLOT + usize::from(entry))
                     }
-                    Token::Front(_) | Token::Single(_) | Token::Chained | Token::Wake => None,
+                    Token::Front(_) | Token::Single(_) | Token::Chained(_) | Token::Wake => None,
                 };
                 let timer = place.ok_or(io::ErrorKind::InvalidInput)?;
                 *timer = Duration::from_nanos(nanoseconds).into();

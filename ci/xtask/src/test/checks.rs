@@ -1,4 +1,4 @@
-//! The suites that need no other kernel: fmt, clippy, host, doc.
+//! The suites that need no other kernel: fmt, clippy, host, sim, doc.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,10 +15,15 @@ pub fn fmt() -> Result<Tally> {
     one("fmt", &mut cargo::command(&["fmt", "--all", "--check"]), |line| line.starts_with("Diff in"))
 }
 
-/// No lint has anything to say.
+/// No lint has anything to say, of the program and of the simulated world behind it.
 pub fn clippy() -> Result<Tally> {
     let args = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    one("clippy", &mut cargo::command(&args), |_| true)
+    let mut both = one("clippy", &mut cargo::command(&args), |_| true)?;
+    let args = ["clippy", "--features", "sim", "--all-targets", "--", "-D", "warnings"];
+    let sim = one("clippy-sim", &mut cargo::command(&args), |_| true)?;
+    both.passed += sim.passed;
+    both.failed.extend(sim.failed);
+    Ok(both)
 }
 
 /// The documentation builds, and every link in it leads somewhere.
@@ -36,10 +41,19 @@ fn one(name: &str, command: &mut Command, shown: impl FnMut(&str) -> bool) -> Re
 pub fn host(headers: &Path, filter: Option<&str>) -> Result<Tally> {
     let mut command = cargo::command(&["test", "--workspace", "--no-fail-fast"]);
     command.env("BLOCKHAUS_UBLK_HEADER", headers);
+    tests("host", command, filter)
+}
+
+/// The simulated world (tests/sim).
+pub fn sim(filter: Option<&str>) -> Result<Tally> {
+    tests("sim", cargo::command(&["test", "--features", "sim", "--test", "sim"]), filter)
+}
+
+fn tests(name: &str, mut command: Command, filter: Option<&str>) -> Result<Tally> {
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }
     let mut reader = Reader::default();
-    let end = cargo::run("host", &mut command, |line| reader.take(line))?;
+    let end = cargo::run(name, &mut command, |line| reader.take(line))?;
     Ok(reader.finish(end))
 }

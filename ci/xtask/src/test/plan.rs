@@ -9,6 +9,7 @@ pub const HOST: &[(&str, &str)] = &[
     ("fmt", "every file is as rustfmt writes it"),
     ("clippy", "no lint has anything to say"),
     ("host", "the tests that need no other kernel"),
+    ("sim", "thousands of seeds of a simulated world, and planted bugs that they must find"),
     ("doc", "the documentation builds without a warning"),
     ("licenses", "every dependency's licence is on the list"),
 ];
@@ -42,7 +43,7 @@ impl Plan {
             bail!("there is no suite {unknown}; there are: {}", all.join(", "));
         }
         let host = HOST.iter().map(|(name, _)| *name);
-        let host = host.filter(|name| wanted(name) && (!filtered || *name == "host"));
+        let host = host.filter(|name| wanted(name) && (!filtered || ["host", "sim"].contains(name)));
         let kernels = kernels.iter().filter(|kernel| wanted("vm") || wanted(&suite(kernel)));
         Ok(Self { host: host.collect(), kernels: kernels.cloned().collect() })
     }
@@ -82,6 +83,6 @@ mod tests {
 
     #[test]
     fn a_filter_leaves_out_what_has_no_tests() {
-        assert_eq!(plan(&[], true).unwrap().host, ["host"]);
+        assert_eq!(plan(&[], true).unwrap().host, ["host", "sim"]);
     }
 }

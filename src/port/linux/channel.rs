@@ -1,0 +1,3 @@
+//! Channels between threads, with a bound.
+
+pub use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};

@@ -1,0 +1,327 @@
+//! Rings: io_uring's or the simulated one, behind the same methods.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+
+use super::file::{Object, object_of};
+use super::schedule::{Event, ThreadId};
+use super::world::{Bug, State};
+use super::{Handle, current};
+use crate::port::linux::uring::Uring;
+use crate::port::remote::Remote;
+use crate::port::ring::{Completion, Entry, FixedFile, Token};
+
+/// What carries a ring's entries: decided when the ring is made, by the thread that makes it.
+#[allow(clippy::large_enum_variant, reason = "one a queue, and the large one is the production one")]
+pub(in crate::port) enum Driver {
+    Linux(Uring),
+    Simulated(SimRing),
+}
+
+impl Driver {
+    pub fn new(slots: u16, files: u32, remote: &Remote) -> io::Result<(Driver, &'static str)> {
+        match current() {
+            None => Uring::new(slots, files, remote).map(|(uring, name)| (Driver::Linux(uring), name)),
+            Some(handle) => Ok((Driver::Simulated(SimRing::new(handle, files, remote)), "simulated")),
+        }
+    }
+
+    pub fn register_file(&mut self, index: u32, fd: RawFd) -> io::Result<()> {
+        match self {
+            Driver::Linux(uring) => uring.register_file(index, fd),
+            Driver::Simulated(ring) => ring.register_file(index, fd),
+        }
+    }
+
+    /// # Safety
+    /// As [`Uring::register_buffers`].
+    pub unsafe fn register_buffers(&mut self, start: *mut u8, len: usize, piece: usize) -> bool {
+        match self {
+            // SAFETY: the caller's promise.
+            Driver::Linux(uring) => unsafe { uring.register_buffers(start, len, piece) },
+            Driver::Simulated(ring) => ring.handle.state().random.chance(800),
+        }
+    }
+
+    pub fn register_buffer_table(&mut self, count: u16) -> io::Result<()> {
+        match self {
+            Driver::Linux(uring) => uring.register_buffer_table(count),
+            Driver::Simulated(ring) => {
+                ring.handle.state().rings[ring.ring].buffer_places = count;
+                Ok(())
+            }
+        }
+    }
+
+    #[inline]
+    pub fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
+        match self {
+            Driver::Linux(uring) => uring.submit_and_wait(want),
+            Driver::Simulated(ring) => {
+                ring.submit_and_wait(want);
+                Ok(())
+            }
+        }
+    }
+
+    #[inline]
+    pub fn reap(&mut self, into: &mut Vec<Completion>) {
+        match self {
+            Driver::Linux(uring) => uring.reap(into),
+            Driver::Simulated(ring) => ring.reap(into),
+        }
+    }
+
+    #[inline]
+    pub fn push(&mut self, entry: Entry, token: Token) -> io::Result<()> {
+        match self {
+            Driver::Linux(uring) => uring.push(entry, token),
+            Driver::Simulated(ring) => {
+                ring.pending.push((entry, token));
+                Ok(())
+            }
+        }
+    }
+
+    #[inline]
+    pub fn push_chained(&mut self, entry: Entry, token: Token) -> io::Result<()> {
+        match self {
+            Driver::Linux(uring) => uring.push_chained(entry, token),
+            // What the token says is all that there is to say.
+            Driver::Simulated(_) => self.push(entry, token),
+        }
+    }
+}
+
+/// The server's end of a simulated ring.
+pub(in crate::port) struct SimRing {
+    handle: Handle,
+    ring: usize,
+    pending: Vec<(Entry, Token)>,
+}
+
+/// What waits for an operation to move all its bytes.
+struct Chain {
+    slot: u16,
+    len: usize,
+    file: FixedFile,
+    opcode: u32,
+    command: [u8; 16],
+    address: Option<u64>,
+    token: Token,
+}
+
+/// The kernel's end of one.
+pub(super) struct RingState {
+    pub process: usize,
+    /// Who made it; the only one who may use it.
+    pub thread: ThreadId,
+    pub files: Vec<Option<Object>>,
+    done: VecDeque<Completion>,
+    chains: Vec<Chain>,
+    /// Timers that have not run out.
+    timers: Vec<Token>,
+    /// Places for buffers that a driver registers.
+    buffer_places: u16,
+    /// Entries that wait for the eventfd, and what is in it.
+    wakes_armed: usize,
+    event_count: u64,
+    pub closed: bool,
+}
+
+impl SimRing {
+    fn new(handle: Handle, files: u32, remote: &Remote) -> SimRing {
+        let mut state = handle.state();
+        let ring = state.rings.len();
+        let process = state.schedule.threads[handle.thread].process;
+        state.rings.push(RingState {
+            process,
+            thread: handle.thread,
+            files: vec![None; files as usize],
+            done: VecDeque::new(),
+            chains: Vec::new(),
+            timers: Vec::new(),
+            buffer_places: 0,
+            wakes_armed: 0,
+            event_count: 0,
+            closed: false,
+        });
+        state.wakes.insert(remote.event_fd(), ring);
+        state.note("ring", [ring as u64, 0, 0, 0]);
+        drop(state);
+        SimRing { handle, ring, pending: Vec::new() }
+    }
+
+    fn register_file(&mut self, index: u32, fd: RawFd) -> io::Result<()> {
+        let mut state = self.handle.state();
+        let object = object_of(&state.files, fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+        state.rings[self.ring].files[index as usize] = Some(object);
+        Ok(())
+    }
+
+    fn submit_and_wait(&mut self, want: usize) {
+        self.handle.point();
+        let Some(mut state) = self.handle.alive() else {
+            // Killed: this unwinds, unless the thread does so already.
+            drop(self.handle.block(self.handle.state(), "its end", None));
+            return;
+        };
+        let mut pending = self.pending.drain(..);
+        while let Some((entry, token)) = pending.next() {
+            if let Token::Chained(slot) = token {
+                // The end of a submission would cut the chain.
+                match (entry, pending.next()) {
+                    (
+                        Entry::Read { place, .. } | Entry::Write { place, .. },
+                        Some((Entry::Command { file, opcode, command, address }, token)),
+                    ) => {
+                        let chain = Chain { slot, len: place.len, file, opcode, command, address, token };
+                        state.rings[self.ring].chains.push(chain);
+                    }
+                    _ => state.fail(format!("a chain of slot {slot} has no end")),
+                }
+            }
+            state.submit(self.ring, entry, token);
+        }
+        drop(pending);
+        // As after a signal: nothing came, and the caller asks again.
+        let interrupted = state.random.chance(5);
+        let until = interrupted.then(|| state.schedule.now_ns + state.random.between(0, 50_000));
+        while state.rings[self.ring].done.len() < want {
+            if until.is_some_and(|until| state.schedule.now_ns >= until) {
+                return;
+            }
+            match self.handle.block(state, "its ring", until) {
+                Some(next) => state = next,
+                None => return,
+            }
+        }
+    }
+
+    fn reap(&mut self, into: &mut Vec<Completion>) {
+        let Some(mut state) = self.handle.alive() else { return };
+        let room = into.capacity() - into.len();
+        let mut take = room.min(state.rings[self.ring].done.len());
+        if take > 1 && state.random.chance(100) {
+            // Not everything that is done need be visible at once.
+            take = state.random.between(1, take as u64) as usize;
+        }
+        into.extend(state.rings[self.ring].done.drain(..take));
+    }
+}
+
+impl Drop for SimRing {
+    fn drop(&mut self) {
+        let mut state = self.handle.state();
+        let ring = &mut state.rings[self.ring];
+        ring.closed = true;
+        ring.files.clear();
+        if state.dead(self.handle.thread) {
+            return;
+        }
+        let timers = !state.rings[self.ring].timers.is_empty();
+        if timers || state.operations.values().any(|operation| operation.ring == self.ring) {
+            state.fail(format!("ring {} was closed with operations in flight", self.ring));
+        }
+        state.note("ring closed", [self.ring as u64, 0, 0, 0]);
+    }
+}
+
+impl RingState {
+    pub fn has_timer(&self, of: impl Fn(&Token) -> bool) -> bool {
+        self.timers.iter().any(of)
+    }
+}
+
+impl State {
+    fn submit(&mut self, ring: usize, entry: Entry, token: Token) {
+        match entry {
+            Entry::Command { file, opcode, command, address } => {
+                let file = self.rings[ring].files[file.0 as usize];
+                self.command(ring, file, opcode, command, address, token);
+            }
+            Entry::Wake => {
+                self.rings[ring].wakes_armed += 1;
+                self.ring_event(ring);
+            }
+            Entry::Timeout { nanoseconds } => {
+                self.rings[ring].timers.push(token);
+                // Never early, and as late as a wake-up is.
+                let late = self.latency();
+                self.schedule.after(nanoseconds.saturating_add(late), Event::Timer { ring, token });
+            }
+            // There are no sockets in this world.
+            Entry::Receive { .. } | Entry::Send { .. } => self.complete(ring, token, -libc::EBADF),
+            Entry::Read { file, .. }
+            | Entry::Write { file, .. }
+            | Entry::SyncData { file }
+            | Entry::Allocate { file, .. } => {
+                let object = self.rings[ring].files.get(file.0 as usize).copied().flatten();
+                match object {
+                    Some(Object::Disk(disk)) => self.operate(ring, disk, entry, token),
+                    _ => self.complete(ring, token, -libc::EBADF),
+                }
+            }
+        }
+    }
+
+    /// Puts a completion into a ring, and wakes its thread if it sleeps there.
+    pub fn complete(&mut self, ring: usize, token: Token, result: i32) {
+        if self.rings[ring].closed || self.process_dead(self.rings[ring].process) {
+            return;
+        }
+        let chain = match token {
+            Token::Chained(slot) => {
+                let chains = &mut self.rings[ring].chains;
+                chains.iter().position(|chain| chain.slot == slot).map(|at| chains.swap_remove(at))
+            }
+            _ => None,
+        };
+        if let Some(Chain { len, file, opcode, command, address, token: next, .. }) = chain {
+            if usize::try_from(result) == Ok(len) {
+                self.note("chain", [ring as u64, next.pack(), 0, 0]);
+                return self.submit(ring, Entry::Command { file, opcode, command, address }, next);
+            }
+            self.post(ring, token, result);
+            return self.post(ring, next, -libc::ECANCELED);
+        }
+        self.post(ring, token, result);
+    }
+
+    fn post(&mut self, ring: usize, token: Token, result: i32) {
+        let to = &mut self.rings[ring];
+        to.done.push_back(Completion { token, result });
+        let thread = to.thread;
+        self.note("completion", [ring as u64, token.pack(), result as u64, 0]);
+        self.wake(thread);
+    }
+
+    /// A timer has run out.
+    pub fn timer_expired(&mut self, ring: usize, token: Token) {
+        self.rings[ring].timers.retain(|timer| *timer != token);
+        self.complete(ring, token, -libc::ETIME);
+    }
+
+    fn ring_event(&mut self, ring: usize) {
+        let to = &mut self.rings[ring];
+        if to.wakes_armed > 0 && to.event_count > 0 {
+            to.wakes_armed -= 1;
+            to.event_count = 0;
+            self.complete(ring, Token::Wake, 8);
+        }
+    }
+}
+
+/// Another thread writes to the eventfd of a ring; false where there is no simulated ring.
+pub(in crate::port) fn notify(event_fd: RawFd) -> bool {
+    let Some(handle) = current() else { return false };
+    let Some(mut state) = handle.alive() else { return true };
+    let Some(&ring) = state.wakes.get(&event_fd) else { return true };
+    if state.config.bug == Some(Bug::WakeUpLost) && state.random.chance(300) {
+        return true;
+    }
+    state.rings[ring].event_count += 1;
+    state.ring_event(ring);
+    true
+}

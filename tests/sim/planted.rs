@@ -1,0 +1,69 @@
+//! The test of the tests: each planted bug must be found.
+
+use blockhaus::port::sim::Bug;
+
+use crate::careless::Carelessness;
+use crate::scenario::{self, Kind, Wishes};
+
+/// Seeds that a bug may take to be found.
+const PATIENCE: u64 = 300;
+
+fn found(wishes: Wishes) {
+    for seed in 0..PATIENCE {
+        if let Some(failure) = scenario::run(seed, wishes).failure {
+            eprintln!("seed {seed} found {wishes:?}: {}", failure.what);
+            return;
+        }
+    }
+    panic!("{wishes:?} was not found by {PATIENCE} seeds");
+}
+
+fn careless(how: Carelessness) {
+    found(Wishes { kind: Some(Kind::Careless(how)), ..Wishes::default() });
+}
+
+fn planted(kind: Kind, bug: Bug) {
+    found(Wishes { kind: Some(kind), bug: Some(bug) });
+}
+
+/// Without a mistake nothing may be found, or the rest of this proves nothing.
+#[test]
+fn without_a_bug_nothing_is_found() {
+    for seed in 0..100 {
+        let wishes = Wishes { kind: Some(Kind::Careless(Carelessness::None)), ..Wishes::default() };
+        if let Some(failure) = scenario::run(seed, wishes).failure {
+            panic!("{}\nseed {seed}: {}", failure.trace, failure.what);
+        }
+    }
+}
+
+macro_rules! bugs {
+    ($($name:ident $how:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            $how;
+        })*
+    };
+}
+
+bugs! {
+    a_flush_that_does_not_flush careless(Carelessness::FlushNothing);
+    a_fua_write_that_is_not_durable careless(Carelessness::FuaIgnored);
+    an_error_turned_into_zeros careless(Carelessness::ErrorsAsZeros);
+    a_torn_write_acknowledged careless(Carelessness::TornWrite);
+    a_short_read_passed_as_whole careless(Carelessness::ShortRead);
+    a_discard_that_eats_its_neighbour careless(Carelessness::DiscardEatsNeighbour);
+    zeroes_that_leave_the_data careless(Carelessness::ZeroesLeaveData);
+    a_read_that_another_queue_made_stale careless(Carelessness::StaleOnOtherQueue);
+    an_interrupted_write_acknowledged careless(Carelessness::InterruptedIsDone);
+    a_write_at_the_wrong_place careless(Carelessness::Misplaced);
+    a_write_that_is_forgotten careless(Carelessness::ForgottenWrite);
+    a_commit_sent_twice planted(Kind::File, Bug::CommitTwice);
+    a_commit_for_another_tag planted(Kind::File, Bug::CommitForAnother);
+    a_commit_lost planted(Kind::File, Bug::CommitLost);
+    a_commit_of_fewer_bytes planted(Kind::File, Bug::CommitShort);
+    a_slot_reused_before_its_completion planted(Kind::File, Bug::SlotReusedEarly);
+    a_descriptor_stride_of_our_own_depth planted(Kind::File, Bug::StrideOfOwnDepth);
+    a_wake_up_lost planted(Kind::Slow, Bug::WakeUpLost);
+    a_server_that_is_deaf_while_stopping planted(Kind::File, Bug::DeafWhileStopping);
+}

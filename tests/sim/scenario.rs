@@ -1,0 +1,279 @@
+//! One run of a seed: a world, servers that live one after another on one disk, and a workload.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blockhaus::backend::blocking::Blocking;
+use blockhaus::backend::{file, ram};
+use blockhaus::engine::ublk::{DataPath, Device, Options, Wish};
+use blockhaus::port::channel::{Receiver, bounded};
+use blockhaus::port::sim::{Bug, Config, DiskShape, Faults, Kernel, Outcome, PowerLoss, Random, World};
+use blockhaus::queue::Stack;
+
+use crate::careless::{Careless, Carelessness};
+use crate::model::Model;
+use crate::slow::Slow;
+use crate::workload::{Habits, Shared};
+
+/// Longer than a healthy server takes for anything, in the world's time.
+const LONG_NS: u64 = 400_000_000_000;
+
+/// Where the data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Ram,
+    File,
+    /// Behind the simple door, on threads of its own.
+    Slow,
+    /// A backend of the tests' own on the same disk, which can be careless.
+    Careless(Carelessness),
+}
+
+/// How a server's life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Stopped when it has nothing to do.
+    Idle,
+    /// Stopped while it is busy.
+    Busy,
+    /// SIGKILL.
+    Killed,
+    /// The power goes.
+    PowerLost(PowerLoss),
+}
+
+/// What a test wants of a seed instead of chance.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    pub kind: Option<Kind>,
+    pub bug: Option<Bug>,
+}
+
+struct Plan {
+    config: Config,
+    kind: Kind,
+    disk: DiskShape,
+    options: Options,
+    block_size: Option<u32>,
+    habits: Habits,
+    lives: Vec<(u32, End)>,
+    /// Stop whoever has the disk open.
+    force: bool,
+}
+
+fn plan(seed: u64, wishes: Wishes) -> Plan {
+    let mut random = Random::new(seed);
+    let kind =
+        wishes.kind.unwrap_or(*random.pick(&[Kind::Ram, Kind::Slow, Kind::File, Kind::File, Kind::File]));
+    let version = *random.pick(&[608, 612, 614, 616, 618, 700, 702, 703]);
+    let kernel = Kernel {
+        version,
+        udev: random.chance(500),
+        lost_commands: *random.pick(&[0, 0, 20]),
+        queues_max: *random.pick(&[1, 2, 2, 4]),
+    };
+    let hard = random.chance(250);
+    let faults = Faults {
+        short: *random.pick(&[0, 50, 300]),
+        interrupted: *random.pick(&[0, 20, 200]),
+        failed: if hard { 15 } else { 0 },
+        full: if hard { 10 } else { 0 },
+        slow: *random.pick(&[0, 10, 50]),
+    };
+    let config = Config {
+        seed: random.number(),
+        kernel,
+        faults,
+        cpus: 4,
+        points_per_thousand: *random.pick(&[0, 50, 300]),
+        bug: wishes.bug,
+    };
+    let sector = *random.pick(&[512, 512, 4096]);
+    let disk = DiskShape {
+        size: u64::from(sector) * random.between(16, 120),
+        sector,
+        punches: random.chance(700),
+        zeroes: random.chance(700),
+        direct: random.chance(700),
+    };
+    let options = Options {
+        id: random.chance(300).then(|| random.below(5) as u32),
+        queues: random.between(1, 3) as u16,
+        depth: *random.pick(&[1, 2, 3, 8, 16]),
+        partition_scan: random.chance(600),
+        data_path: Wish::Exactly(DataPath::Copy),
+        registered_tags: None,
+    };
+    let habits = Habits {
+        in_flight: random.between(1, 24) as usize,
+        longest: *random.pick(&[2, 8, 30]),
+        flushes: *random.pick(&[20, 80]),
+        discard_zeroes: kind != Kind::Slow,
+        hard_faults: hard,
+    };
+    let end = |random: &mut Random| match random.below(6) {
+        0 => End::Idle,
+        1 => End::Busy,
+        2 => End::Killed,
+        3 => End::PowerLost(PowerLoss::Nothing),
+        4 => End::PowerLost(PowerLoss::Any),
+        _ => End::PowerLost(*random.pick(&[PowerLoss::Beginning, PowerLoss::Everything])),
+    };
+    let mut lives: Vec<(u32, End)> =
+        (0..random.between(1, 3)).map(|_| (random.between(10, 120) as u32, end(&mut random))).collect();
+    // The last one looks at what the others left.
+    lives.push(if random.chance(500) { (0, End::Idle) } else { (100, End::Busy) });
+    let block_size = (!disk.direct).then_some(sector);
+    Plan { config, kind, disk, options, block_size, habits, lives, force: random.chance(600) }
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, wishes: Wishes) -> Outcome {
+    let plan = plan(seed, wishes);
+    World::run(plan.config.clone(), |world| live(world, seed, &plan))
+}
+
+fn live(world: &World, seed: u64, plan: &Plan) {
+    let path = world.add_disk(plan.disk);
+    let block = if matches!(plan.kind, Kind::Ram | Kind::Slow) { 512 } else { plan.disk.sector };
+    let slow = Slow::new(plan.disk.size, seed);
+    let model = || Model::new(plan.disk.size, block);
+    let workload = Shared::new(seed, plan.habits, model());
+    world.set_client(Box::new(workload.clone()));
+    let hard = plan.habits.hard_faults;
+    for &(requests, end) in &plan.lives {
+        workload.lock().begin(requests);
+        let server = Server::start(world, plan, &path, slow.clone());
+        let checked = |world: &World| {
+            let found = workload.lock().failure.clone();
+            if let Some(what) = found {
+                world.fail(what);
+            }
+        };
+        let stopped = match end {
+            End::Idle => world.wait_for_client(LONG_NS, || workload.lock().done() || server.ended()),
+            _ => {
+                let answers = workload.lock().answers;
+                let enough = answers + u64::from(requests / 2) + 3;
+                world.wait_for_client(LONG_NS, || {
+                    let workload = workload.lock();
+                    workload.answers >= enough || workload.done() || server.ended()
+                })
+            }
+        };
+        checked(world);
+        if stopped {
+            world.fail("the server does nothing".into());
+        }
+        match end {
+            End::Idle | End::Busy => {
+                server.stop();
+                if world.join(server.process, LONG_NS) {
+                    world.fail("the server does not stop".into());
+                }
+                if let Some(why) = server.error()
+                    && !hard
+                {
+                    world.fail(format!("the server failed: {why}"));
+                }
+                settle(world, &workload);
+                if let Some(what) = world.leftovers() {
+                    world.fail(what);
+                }
+                let mut workload = workload.lock();
+                if server.error().is_none() {
+                    workload.model.closed();
+                }
+            }
+            End::Killed | End::PowerLost(_) => {
+                workload.lock().dying = true;
+                world.kill(server.process);
+                settle(world, &workload);
+                workload.lock().model.killed();
+            }
+        }
+        checked(world);
+        if let End::PowerLost(how) = end {
+            world.lose_power(0, how);
+            workload.lock().model.lost_power();
+        }
+        if plan.kind == Kind::Ram {
+            workload.lock().model = model();
+        }
+    }
+}
+
+/// Waits for the answers that are still on their way.
+fn settle(world: &World, workload: &Shared) {
+    if world.wait_for_client(LONG_NS, || workload.lock().idle()) {
+        world.fail("requests were never answered".into());
+    }
+}
+
+/// A server process.
+struct Server {
+    process: blockhaus::port::sim::Process,
+    stop: blockhaus::port::channel::Sender<()>,
+    end: Arc<Mutex<Option<Result<(), String>>>>,
+}
+
+impl Server {
+    fn start(world: &World, plan: &Plan, path: &Path, slow: Slow) -> Server {
+        let (stop, stopped) = bounded(1);
+        let end = Arc::new(Mutex::new(None));
+        let (result, kind, options, force) = (end.clone(), plan.kind, plan.options, plan.force);
+        let (size, block_size, path) = (plan.disk.size, plan.block_size, path.to_path_buf());
+        let process = world.start(move || {
+            let ended = open(kind, size, block_size, path, slow)
+                .and_then(|stack| serve(stack, &options, &stopped, force))
+                .map_err(|error| error.to_string());
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+        });
+        Server { process, stop, end }
+    }
+
+    fn stop(&self) {
+        let _ = self.stop.try_send(());
+    }
+
+    fn ended(&self) -> bool {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn error(&self) -> Option<String> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).clone().and_then(Result::err)
+    }
+}
+
+fn open(
+    kind: Kind,
+    size: u64,
+    block_size: Option<u32>,
+    path: PathBuf,
+    slow: Slow,
+) -> blockhaus::error::Result<Arc<dyn Stack>> {
+    match kind {
+        Kind::Ram => Ok(Arc::new(ram::Ram::new(size, 512, false)?)),
+        Kind::File => {
+            let options = file::Options { path, block_size, ..file::Options::default() };
+            Ok(Arc::new(file::File::open(&options)?))
+        }
+        Kind::Slow => Ok(Arc::new(Blocking::new(slow))),
+        Kind::Careless(how) => Ok(Arc::new(Careless::open(&path, how)?)),
+    }
+}
+
+/// What a server's main thread does.
+fn serve(
+    stack: Arc<dyn Stack>,
+    options: &Options,
+    stopped: &Receiver<()>,
+    force: bool,
+) -> blockhaus::error::Result<()> {
+    let device = Device::start(stack, options, &mut |_| Ok(()))?;
+    let _ = stopped.recv();
+    if force || device.stop(true).is_err() {
+        device.stop(false)?;
+    }
+    device.finish()
+}
