@@ -125,7 +125,7 @@ pub struct Single {
 }
 
 impl Single {
-    #[inline]
+    #[inline(always)]
     fn entry(self, write: bool, place: Place) -> Entry {
         let Single { file, offset, durable } = self;
         match write {
@@ -287,7 +287,7 @@ impl Ring {
         self.0.driver.borrow_mut().push_chained(single.entry(write, place), Token::Chained(place.slot))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&self, entry: Entry, token: Token) -> io::Result<()> {
         self.0.driver.borrow_mut().push(entry, token)
     }

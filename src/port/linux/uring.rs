@@ -117,8 +117,9 @@ impl Uring {
         );
     }
 
-    /// Queues an entry, to be submitted with the next wait.
-    #[inline]
+    /// Queues an entry, to be submitted with the next wait. Always inlined, as what it calls, so that
+    /// what kind of entry it is needs no look where the caller knows.
+    #[inline(always)]
     pub fn push(&mut self, entry: Entry, token: Token) -> io::Result<()> {
         let entry = self.prepare(entry, token)?.user_data(token.pack());
         loop {
@@ -134,7 +135,7 @@ impl Uring {
     /// Queues the first link of a chain of two, which says nothing when it goes well. There is room for
     /// the second, which is whatever is pushed next: a chain that is cut by the end of the queue would
     /// be none.
-    #[inline]
+    #[inline(always)]
     pub fn push_chained(&mut self, entry: Entry, token: Token) -> io::Result<()> {
         let chained = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
         let entry = self.prepare(entry, token)?.user_data(token.pack()).flags(chained);
@@ -150,7 +151,7 @@ impl Uring {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn prepare(&mut self, entry: Entry, token: Token) -> io::Result<squeue::Entry> {
         Ok(match entry {
             Entry::Command { file, opcode, command, address } => {
