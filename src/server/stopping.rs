@@ -13,8 +13,9 @@ use crate::registry::devices;
 /// scan.
 const PASSING: Duration = Duration::from_secs(2);
 
-/// For how long where all who have it open are udev's own; less than a detach waits altogether.
-const UDEV: Duration = Duration::from_secs(6);
+/// For how long where all who have it open are udev's own, or gone again when we look; less than a
+/// detach waits altogether.
+const UDEV: Duration = Duration::from_secs(7);
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -60,7 +61,7 @@ fn attempt(device: Box<dyn Disk>, force: &AtomicBool) -> Stopped {
             }
         }
         // What was set meanwhile is obeyed; what passes by is waited for.
-        let only_udev = !users.is_empty() && users.iter().all(Holder::is_udev);
+        let only_udev = users.iter().all(Holder::is_udev);
         let passed = if only_udev { patience_with_udev.passed() } else { patience.passed() };
         if !force.load(Ordering::Relaxed) && (lasting || passed) {
             let error = in_use(&*device, &users);
