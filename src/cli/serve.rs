@@ -73,11 +73,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     // Blocked before a backend can make a thread.
     let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
-    let options = Options {
-        queues: disk::queues(arguments.queues)?,
-        depth: disk::depth(arguments.depth)?,
-        max_connections: arguments.max_connections,
-    };
+    let options = Options { queues: disk::queues(arguments.queues)?, depth: disk::depth(arguments.depth)? };
     let open = OpenOptions {
         read_only: arguments.read_only,
         block_size: arguments.block_size.as_deref().map(disk::block_size).transpose()?,
@@ -95,10 +91,10 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     }
     let offer = |(name, spec): (String, Spec)| {
         let stack = table.open_with(&spec, &filters, &open)?;
-        Ok(Offer { name, description: up::with_filters(&spec, &filters), stack })
+        Ok(Offer { name, description: up::with_filters(&spec, &filters), stack, is_shared: false })
     };
     let offers = named.into_iter().map(offer).collect::<Result<Vec<_>>>()?;
-    let plan = Plan { offers, addresses, options };
+    let plan = Plan { offers, addresses, options, max_connections: arguments.max_connections };
     exports::run(plan, signals, &mut |ready| print(ready, arguments.json))?;
     Ok(ExitCode::SUCCESS)
 }
