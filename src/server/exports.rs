@@ -1,7 +1,7 @@
 //! The main thread of a process that serves exports: it listens, waits for a signal, and ends it all
 //! in order.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -38,6 +38,27 @@ impl std::fmt::Display for Address {
             Address::Tcp(address) => write!(f, "tcp:{address}"),
         }
     }
+}
+
+impl Address {
+    /// Whether other machines can connect there, too.
+    pub fn is_reachable(&self) -> bool {
+        matches!(self, Address::Tcp(socket) if !socket.ip().is_loopback())
+    }
+}
+
+/// The first address of a host's name, or of its number.
+pub fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
+    let mut found = (host, port).to_socket_addrs()?;
+    found.next().ok_or_else(|| std::io::Error::other("the name has no address"))
+}
+
+/// The error for an address that other machines can reach; `insist` is how one says that this is
+/// meant.
+pub fn refused(address: &Address, insist: &str) -> Error {
+    let why = "other machines can reach it, and nothing is encrypted";
+    Error::invalid(format!("refusing to listen on {address}"), why)
+        .cure(format!("listen on 127.0.0.1 or a Unix socket, or {insist}"))
 }
 
 /// What is to be served, and where.
