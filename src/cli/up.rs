@@ -17,15 +17,16 @@ use crate::server::{self, Service, Shown};
 use crate::stack::SpecTable;
 use crate::up::{self, Wanted};
 
-/// Serves all the disks of a file from one process, and prints their paths when all of them can be
-/// opened.
+/// Serves all the disks of a file from one process, devices of this machine and exports for NBD
+/// clients. Prints the paths of the devices and the URIs of the exports when all of them can be opened.
 ///
 /// It stays in the foreground, as service managers want it, and tells systemd when it is ready.
 /// When one disk cannot be had, there is none. SIGHUP reads the file again: what was taken out of
 /// it is stopped, what is new or has changed is started, the rest is not touched, and a file that
 /// is not right changes nothing. SIGTERM and SIGINT take the disks away; those that are in use are
-/// left, and a second signal within a minute forces. `list`, `status` and `detach` know each of
-/// the disks; `down` takes away all of them.
+/// left, and a second signal within a minute forces. NBD clients have the replies to what they asked
+/// before their export goes. `list`, `status` and `detach` know each of the devices, `list` the exports
+/// too; `down` takes away all of them.
 #[derive(Debug, Args)]
 #[command(after_help = "What the file may say is in docs/config.md. The least there can be:\n\n  \
                         [[device]]\n  spec = \"ram:1G\"\n\n\
@@ -39,7 +40,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Print one JSON array with an object for each disk instead of the paths.
+    /// Print one JSON array with an object for each disk instead of the paths and URIs: `engine` says
+    /// which is which.
     #[arg(long)]
     json: bool,
 }
