@@ -60,7 +60,7 @@ pub(super) fn maker(network: Option<&Network>) -> Make {
             Engines::Ublk(options) => Box::new(Device::start(plan.stack.clone(), options, added)?),
             Engines::Nbd(offering) => Box::new(offer(offering, false)?),
             Engines::Both(options, offering) => {
-                let device = Device::start(plan.stack.clone(), options, added)?;
+                let device = Box::new(Device::start(plan.stack.clone(), options, added)?);
                 Box::new(Both { export: offer(offering, true)?, device, failed: AtomicBool::new(false) })
             }
         })
@@ -68,13 +68,13 @@ pub(super) fn maker(network: Option<&Network>) -> Make {
 }
 
 /// A disk for NBD clients.
-struct Export {
-    exported: Exported,
+pub(super) struct Export {
+    pub(super) exported: Exported,
     uris: Vec<String>,
 }
 
 impl Export {
-    fn start(
+    pub(super) fn start(
         plan: &Plan,
         offering: &Offering,
         is_shared: bool,
@@ -137,17 +137,17 @@ impl Disk for Export {
 
 /// One backend that is a device of this machine and that NBD clients can choose. The device tells it of
 /// its start and closes it; the export is made after the device and goes before it.
-struct Both {
+pub(super) struct Both {
     // Dropped in this order.
-    export: Export,
-    device: Device,
+    pub(super) export: Export,
+    pub(super) device: Box<dyn Disk>,
     /// The export has failed by itself, and nobody can choose it any more.
-    failed: AtomicBool,
+    pub(super) failed: AtomicBool,
 }
 
 impl Disk for Both {
     fn node(&self) -> Option<Node> {
-        Disk::node(&self.device)
+        self.device.node()
     }
 
     fn name(&self) -> String {
@@ -155,7 +155,7 @@ impl Disk for Both {
     }
 
     fn report(&self) -> Option<Report> {
-        let mut report = self.device.report();
+        let mut report = self.device.report()?;
         let connections = self.export.exported.connections();
         report.notes.push(match self.failed.load(Ordering::Relaxed) {
             true => format!("{} has failed and is gone", self.export.named()),

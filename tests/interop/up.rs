@@ -315,6 +315,10 @@ fn json_names_the_engine_and_the_addresses_and_max_connections_hold_for_all() {
     assert_eq!((&said[1]["size"], said.as_array().unwrap().len()), (&(2 << 20).into(), 2));
     assert!(said[0]["uris"][0].as_str().unwrap().starts_with("nbd+unix:///a?socket=/"));
     let _clients = [Client::choosing(&up.socket(), "a"), Client::choosing(&up.socket(), "b")];
+    let list = up.run(&["list"]);
+    let table = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(table.starts_with("EXPORT") || table.contains("\nEXPORT"), "{table}");
+    assert!(table.lines().any(|line| line.starts_with("b ") && line.contains("ram:2M")), "{table}");
     let mut third = Client { stream: std::os::unix::net::UnixStream::connect(up.socket()).unwrap() };
     assert!(third.is_closed());
 }

@@ -1,6 +1,8 @@
 //! Exports beside devices, played as these are.
 
+use super::super::network::{Both, Export};
 use super::*;
+use crate::engine::nbd::Catalogue;
 
 #[test]
 fn exports_stand_beside_devices_and_a_process_answers_for_all() {
@@ -80,4 +82,39 @@ fn slow_clients_are_cut_off_by_the_second_signal() {
     assert!(scene.until(|_| false));
     assert!(scene.server.error.is_none());
     assert_eq!(scene.world.said(), ["finished 0"]);
+}
+
+/// A played device with a real export of the same disk.
+#[test]
+fn a_device_that_refuses_keeps_its_export_and_one_that_goes_takes_it_first() {
+    let world = Arc::new(World::default());
+    let both = || {
+        let job = offer(3, "x", true, &[]);
+        let plan = (job.open)().unwrap();
+        let offering = plan.engines.nbd().unwrap();
+        let catalogue = Catalogue::new(4);
+        let export = Export::start(&plan, offering, true, &catalogue, &[]).unwrap();
+        let device = Fake { id: FIRST_ID + 3, is_device: true, export: None, world: world.clone() };
+        (Both { export, device: Box::new(device), failed: AtomicBool::new(false) }, plan.stack)
+    };
+    let (disk, stack) = both();
+    assert_eq!(disk.name(), format!("/dev/ublkb{}", FIRST_ID + 3));
+    assert!(disk.report().unwrap().notes[0].contains("export \"x\", 0 connections"));
+    assert!(disk.export().is_some() && disk.failure().is_none());
+    world.busy.lock().unwrap().insert(FIRST_ID + 3);
+    assert!(disk.stop(true).is_err());
+    clock::sleep(Duration::from_millis(50));
+    assert!(!disk.export.exported.has_ended(), "the device stays and its export has gone");
+    world.busy.lock().unwrap().clear();
+    disk.stop(true).unwrap();
+    disk.drain(&|| false);
+    assert!(disk.export.exported.has_ended());
+    Box::new(disk).finish().unwrap();
+    assert_eq!(world.said(), ["stopped 3", "finished 3"]);
+    // Nothing of the export is left that has the disk.
+    assert_eq!(Arc::strong_count(&stack), 1);
+    // On the way out with an error nobody waits.
+    let (disk, stack) = both();
+    drop(disk);
+    assert_eq!(Arc::strong_count(&stack), 1);
 }
