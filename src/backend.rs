@@ -28,11 +28,12 @@ pub trait Backend: Send + Sync + 'static {
     /// What the disk can do. Constant while it is open.
     fn capabilities(&self) -> Capabilities;
 
-    /// Opens this thread's handle. Called on the queue's thread, once a queue.
+    /// Opens this thread's handle. Called on the queue's thread, once a queue. Two engines may serve
+    /// one backend at the same time, each with queues of its own.
     fn open_queue(&self, context: &QueueContext<'_>) -> Result<Self::Queue>;
 
     /// The disk can be opened by everybody: what opening the backend has made now stays, and was to
-    /// be taken away again before. Called once.
+    /// be taken away again before. Called once, whatever number of engines serves it.
     fn started(&self) {}
 
     /// Makes everything durable; called once, after the last queue is gone.
@@ -56,7 +57,8 @@ pub trait Backend: Send + Sync + 'static {
 pub struct QueueContext<'a> {
     /// The queue's ring; clones are cheap handles on the same one.
     pub ring: &'a Ring,
-    /// Which queue of the device this is, from 0.
+    /// Which queue of its engine this is, from 0: where two engines serve one backend, each has a
+    /// queue 0.
     pub index: u16,
     /// How many requests can be in service at once.
     pub depth: u16,
