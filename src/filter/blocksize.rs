@@ -9,6 +9,8 @@ use crate::filter::{notes, pass_on};
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::scratch::Scratch;
+#[cfg(feature = "sim")]
+use crate::port::sim;
 
 mod range_lock;
 
@@ -80,12 +82,15 @@ impl<B: Backend> Backend for Blocksize<B> {
         }
         let bounce = Scratch::new(context.ring, context.depth, BOUNCE.max(block))
             .map_err(|error| Error::system("no memory for the buffers of the blocksize filter", error))?;
+        let lock = &self.lock;
+        #[cfg(feature = "sim")]
+        let lock = if sim::has(sim::Bug::RangeLockOfOneQueue) { &Arc::default() } else { lock };
         let finer = Finer {
             block: block as u64,
             bounce_size: BOUNCE.max(block) as u64,
             memory_mask: geometry.memory_alignment.max(1) as usize - 1,
             bounce,
-            lock: self.lock.part(context.depth),
+            lock: lock.part(context.depth),
         };
         Ok(BlocksizeQueue { below, finer: Some(finer) })
     }

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::queue::ArrayQueue;
 
 use crate::backend::{Backend, Queue, QueueContext};
@@ -13,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::filter::notes;
 use crate::io::{Capabilities, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
+use crate::port::channel::{Receiver, Sender, bounded};
 use crate::port::clock::{Duration, utc_now};
 use crate::port::ring::Ring;
 use crate::port::thread::{self, JoinHandle};

@@ -16,8 +16,10 @@ mod clock;
 pub mod command;
 mod disk;
 pub mod file;
+mod locked;
 mod memory;
 pub mod node;
+mod processor;
 mod random;
 mod ring;
 mod schedule;
@@ -30,6 +32,7 @@ mod world;
 pub use clock::Instant;
 pub(super) use clock::{monotonic_nanoseconds, sleep};
 pub use disk::{DiskShape, Faults, PowerLoss};
+pub use locked::in_the_world;
 pub(super) use memory::mapping_offset;
 pub use random::Random;
 pub(super) use ring::{Driver, notify};
@@ -53,6 +56,11 @@ thread_local! {
 /// The simulated world this thread is in, if it is in one.
 pub(crate) fn current() -> Option<Handle> {
     CURRENT.with(|current| current.borrow().clone())
+}
+
+/// Whether this bug was planted in the world of this thread.
+pub fn has(bug: Bug) -> bool {
+    current().is_some_and(|handle| handle.state().config.bug == Some(bug))
 }
 
 fn enter(handle: Option<Handle>) {

@@ -4,12 +4,14 @@
 //! A seed that fails prints the command that replays it. `BLOCKHAUS_SIM_SEEDS=100000` runs so many
 //! instead of the usual number.
 
+mod allocations;
 mod careless;
 mod model;
 mod pattern;
 mod planted;
 mod scenario;
 mod slow;
+mod stacks;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -89,6 +91,12 @@ fn the_seeds_meet_everything() {
         ("disk short", 500),
         ("disk error", 50),
         ("sync", 50),
+        ("timer", 500),
+        ("user copy", 1_000),
+        ("data asked for", 500),
+        ("buffer command", 500),
+        ("registered", 500),
+        ("not registered", 100),
         ("kill", 50),
         ("power lost", 50),
         ("unflushed at power loss", 20),

@@ -1,9 +1,11 @@
 //! The test of the tests: each planted bug must be found.
 
+use blockhaus::engine::ublk::DataPath;
 use blockhaus::port::sim::Bug;
 
 use crate::careless::Carelessness;
-use crate::scenario::{self, Kind, Wishes};
+use crate::scenario::{self, Wishes};
+use crate::stacks::{Filters, Kind};
 
 /// Seeds that a bug may take to be found.
 const PATIENCE: u64 = 300;
@@ -19,11 +21,17 @@ fn found(wishes: Wishes) {
 }
 
 fn careless(how: Carelessness) {
-    found(Wishes { kind: Some(Kind::Careless(how)), ..Wishes::default() });
+    let filters = Some(Filters::None);
+    found(Wishes { kind: Some(Kind::Careless(how)), filters, ..Wishes::default() });
 }
 
-fn planted(kind: Kind, bug: Bug) {
-    found(Wishes { kind: Some(kind), bug: Some(bug) });
+fn planted(kind: Kind, filters: Filters, bug: Bug) {
+    found(Wishes { kind: Some(kind), filters: Some(filters), bug: Some(bug), ..Wishes::default() });
+}
+
+fn on_path(path: DataPath, bug: Bug) {
+    let (kind, filters) = (Some(Kind::File), Some(Filters::None));
+    found(Wishes { kind, filters, path: Some(path), bug: Some(bug) });
 }
 
 /// Without a mistake nothing may be found, or the rest of this proves nothing.
@@ -58,12 +66,16 @@ bugs! {
     an_interrupted_write_acknowledged careless(Carelessness::InterruptedIsDone);
     a_write_at_the_wrong_place careless(Carelessness::Misplaced);
     a_write_that_is_forgotten careless(Carelessness::ForgottenWrite);
-    a_commit_sent_twice planted(Kind::File, Bug::CommitTwice);
-    a_commit_for_another_tag planted(Kind::File, Bug::CommitForAnother);
-    a_commit_lost planted(Kind::File, Bug::CommitLost);
-    a_commit_of_fewer_bytes planted(Kind::File, Bug::CommitShort);
-    a_slot_reused_before_its_completion planted(Kind::File, Bug::SlotReusedEarly);
-    a_descriptor_stride_of_our_own_depth planted(Kind::File, Bug::StrideOfOwnDepth);
-    a_wake_up_lost planted(Kind::Slow, Bug::WakeUpLost);
-    a_server_that_is_deaf_while_stopping planted(Kind::File, Bug::DeafWhileStopping);
+    a_commit_sent_twice planted(Kind::File, Filters::None, Bug::CommitTwice);
+    a_commit_for_another_tag planted(Kind::File, Filters::None, Bug::CommitForAnother);
+    a_commit_lost planted(Kind::File, Filters::None, Bug::CommitLost);
+    a_commit_of_fewer_bytes planted(Kind::File, Filters::None, Bug::CommitShort);
+    a_slot_reused_before_its_completion planted(Kind::File, Filters::None, Bug::SlotReusedEarly);
+    a_descriptor_stride_of_our_own_depth planted(Kind::File, Filters::None, Bug::StrideOfOwnDepth);
+    a_wake_up_lost planted(Kind::Slow, Filters::None, Bug::WakeUpLost);
+    a_lost_auto_registration_fallback on_path(DataPath::AutoBuf, Bug::FallbackLost);
+    a_user_copy_that_is_forgotten on_path(DataPath::UserCopy, Bug::UserCopyLost);
+    a_range_lock_that_covers_one_queue_only
+        planted(Kind::File, Filters::Blocksize, Bug::RangeLockOfOneQueue);
+    a_server_that_is_deaf_while_stopping planted(Kind::File, Filters::None, Bug::DeafWhileStopping);
 }

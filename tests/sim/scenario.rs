@@ -1,33 +1,20 @@
 //! One run of a seed: a world, servers that live one after another on one disk, and a workload.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blockhaus::backend::blocking::Blocking;
-use blockhaus::backend::{file, ram};
 use blockhaus::engine::ublk::{DataPath, Device, Options, Wish};
 use blockhaus::port::channel::{Receiver, bounded};
 use blockhaus::port::sim::{Bug, Config, DiskShape, Faults, Kernel, Outcome, PowerLoss, Random, World};
 use blockhaus::queue::Stack;
 
-use crate::careless::{Careless, Carelessness};
 use crate::model::Model;
 use crate::slow::Slow;
+use crate::stacks::{Filters, Kind, Layers};
 use crate::workload::{Habits, Shared};
 
 /// Longer than a healthy server takes for anything, in the world's time.
-const LONG_NS: u64 = 400_000_000_000;
-
-/// Where the data is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Ram,
-    File,
-    /// Behind the simple door, on threads of its own.
-    Slow,
-    /// A backend of the tests' own on the same disk, which can be careless.
-    Careless(Carelessness),
-}
+pub const LONG_NS: u64 = 400_000_000_000;
 
 /// How a server's life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +33,17 @@ enum End {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wishes {
     pub kind: Option<Kind>,
+    pub filters: Option<Filters>,
+    /// Where kernel and stack have it.
+    pub path: Option<DataPath>,
     pub bug: Option<Bug>,
 }
 
 struct Plan {
     config: Config,
-    kind: Kind,
+    layers: Layers,
     disk: DiskShape,
     options: Options,
-    block_size: Option<u32>,
     habits: Habits,
     lives: Vec<(u32, End)>,
     /// Stop whoever has the disk open.
@@ -71,6 +60,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         udev: random.chance(500),
         lost_commands: *random.pick(&[0, 0, 20]),
         queues_max: *random.pick(&[1, 2, 2, 4]),
+        failed_registrations: *random.pick(&[0, 50, 500]),
     };
     let hard = random.chance(250);
     let faults = Faults {
@@ -88,27 +78,34 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         points_per_thousand: *random.pick(&[0, 50, 300]),
         bug: wishes.bug,
     };
+    let filters = wishes.filters.unwrap_or(Filters::choose(&mut random, kind));
     let sector = *random.pick(&[512, 512, 4096]);
     let disk = DiskShape {
-        size: u64::from(sector) * random.between(16, 120),
+        size: u64::from(sector) * random.between(filters.least_sectors(), 120),
         sector,
         punches: random.chance(700),
         zeroes: random.chance(700),
         direct: random.chance(700),
     };
+    let layers = Layers::new(&mut random, disk, kind, filters, hard);
+    let depth = *random.pick(&[1, 2, 3, 8, 16]);
+    let (data_path, by_itself) = data_path(&mut random, version, layers.takes_hidden(), wishes.path);
+    let few_places = by_itself && random.chance(300);
     let options = Options {
         id: random.chance(300).then(|| random.below(5) as u32),
         queues: random.between(1, 3) as u16,
-        depth: *random.pick(&[1, 2, 3, 8, 16]),
+        depth,
         partition_scan: random.chance(600),
-        data_path: Wish::Exactly(DataPath::Copy),
-        registered_tags: None,
+        data_path,
+        registered_tags: few_places.then(|| random.between(1, u64::from(depth)) as u16),
     };
     let habits = Habits {
         in_flight: random.between(1, 24) as usize,
+        crowded: *random.pick(&[3, 16, 1000, 1000]),
         longest: *random.pick(&[2, 8, 30]),
         flushes: *random.pick(&[20, 80]),
-        discard_zeroes: kind != Kind::Slow,
+        discard_zeroes: layers.discard_zeroes(),
+        shape: (layers.size(), layers.block()),
         hard_faults: hard,
     };
     let end = |random: &mut Random| match random.below(6) {
@@ -123,8 +120,21 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         (0..random.between(1, 3)).map(|_| (random.between(10, 120) as u32, end(&mut random))).collect();
     // The last one looks at what the others left.
     lives.push(if random.chance(500) { (0, End::Idle) } else { (100, End::Busy) });
-    let block_size = (!disk.direct).then_some(sector);
-    Plan { config, kind, disk, options, block_size, habits, lives, force: random.chance(600) }
+    Plan { config, layers, disk, options, habits, lives, force: random.chance(600) }
+}
+
+/// How the bytes travel, as far as kernel and stack have it; and whether the driver registers them.
+fn data_path(random: &mut Random, version: u32, hidden: bool, wish: Option<DataPath>) -> (Wish, bool) {
+    let hidden = hidden && version >= 616;
+    let paths =
+        [DataPath::Copy, DataPath::UserCopy, DataPath::GetData, DataPath::ZeroCopy, DataPath::AutoBuf];
+    let path = *random.pick(if hidden { &paths } else { &paths[..3] });
+    let path = wish.filter(|path| hidden || !path.hides()).unwrap_or(path);
+    let auto = random.chance(400) && wish.is_none();
+    (
+        if auto { Wish::Auto } else { Wish::Exactly(path) },
+        if auto { hidden } else { path == DataPath::AutoBuf },
+    )
 }
 
 /// Runs a seed.
@@ -135,9 +145,8 @@ pub fn run(seed: u64, wishes: Wishes) -> Outcome {
 
 fn live(world: &World, seed: u64, plan: &Plan) {
     let path = world.add_disk(plan.disk);
-    let block = if matches!(plan.kind, Kind::Ram | Kind::Slow) { 512 } else { plan.disk.sector };
-    let slow = Slow::new(plan.disk.size, seed);
-    let model = || Model::new(plan.disk.size, block);
+    let slow = Slow::new(plan.disk.size, plan.disk.sector, seed);
+    let model = || Model::new(plan.layers.size(), plan.layers.atom());
     let workload = Shared::new(seed, plan.habits, model());
     world.set_client(Box::new(workload.clone()));
     let hard = plan.habits.hard_faults;
@@ -197,7 +206,7 @@ fn live(world: &World, seed: u64, plan: &Plan) {
             world.lose_power(0, how);
             workload.lock().model.lost_power();
         }
-        if plan.kind == Kind::Ram {
+        if plan.layers.kind == Kind::Ram {
             workload.lock().model = model();
         }
     }
@@ -221,10 +230,11 @@ impl Server {
     fn start(world: &World, plan: &Plan, path: &Path, slow: Slow) -> Server {
         let (stop, stopped) = bounded(1);
         let end = Arc::new(Mutex::new(None));
-        let (result, kind, options, force) = (end.clone(), plan.kind, plan.options, plan.force);
-        let (size, block_size, path) = (plan.disk.size, plan.block_size, path.to_path_buf());
+        let (result, layers, options, force) = (end.clone(), plan.layers, plan.options, plan.force);
+        let path = path.to_path_buf();
         let process = world.start(move || {
-            let ended = open(kind, size, block_size, path, slow)
+            let ended = layers
+                .open(&path, slow)
                 .and_then(|stack| serve(stack, &options, &stopped, force))
                 .map_err(|error| error.to_string());
             *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
@@ -245,26 +255,8 @@ impl Server {
     }
 }
 
-fn open(
-    kind: Kind,
-    size: u64,
-    block_size: Option<u32>,
-    path: PathBuf,
-    slow: Slow,
-) -> blockhaus::error::Result<Arc<dyn Stack>> {
-    match kind {
-        Kind::Ram => Ok(Arc::new(ram::Ram::new(size, 512, false)?)),
-        Kind::File => {
-            let options = file::Options { path, block_size, ..file::Options::default() };
-            Ok(Arc::new(file::File::open(&options)?))
-        }
-        Kind::Slow => Ok(Arc::new(Blocking::new(slow))),
-        Kind::Careless(how) => Ok(Arc::new(Careless::open(&path, how)?)),
-    }
-}
-
 /// What a server's main thread does.
-fn serve(
+pub fn serve(
     stack: Arc<dyn Stack>,
     options: &Options,
     stopped: &Receiver<()>,

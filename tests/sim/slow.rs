@@ -11,13 +11,14 @@ use blockhaus::port::sim::Random;
 #[derive(Clone, Debug)]
 pub struct Slow {
     contents: Arc<Mutex<Vec<u8>>>,
+    block: u32,
     random: Arc<Mutex<Random>>,
 }
 
 impl Slow {
-    pub fn new(size: u64, seed: u64) -> Slow {
+    pub fn new(size: u64, block: u32, seed: u64) -> Slow {
         let contents = Arc::new(Mutex::new(vec![0; size as usize]));
-        Slow { contents, random: Arc::new(Mutex::new(Random::new(seed))) }
+        Slow { contents, block, random: Arc::new(Mutex::new(Random::new(seed))) }
     }
 
     fn below(&self, end: u64) -> u64 {
@@ -37,6 +38,10 @@ impl Slow {
 impl BlockDevice for Slow {
     fn size(&self) -> u64 {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
+    fn block_size(&self) -> u32 {
+        self.block
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {

@@ -19,10 +19,14 @@ pub struct Habits {
     pub in_flight: usize,
     /// Longest request, in blocks.
     pub longest: u64,
+    /// Most requests begin in so many blocks, so that they meet.
+    pub crowded: u64,
     /// Out of a thousand requests, how many are flushes.
     pub flushes: u64,
     /// Whether discards read as zeros.
     pub discard_zeroes: bool,
+    /// Size of the disk and of a block that it must have, in bytes.
+    pub shape: (u64, u32),
     /// Whether the disk below may answer EIO and ENOSPC.
     pub hard_faults: bool,
 }
@@ -104,7 +108,9 @@ impl Workload {
         let count =
             if self.random.chance(600) { self.random.between(1, 2) } else { self.random.between(1, longest) };
         let count = count.min(longest);
-        let offset = self.random.below(blocks - count + 1) * block;
+        let places = blocks - count + 1;
+        let places = if self.random.chance(800) { places.min(self.habits.crowded) } else { places };
+        let offset = self.random.below(places) * block;
         let len = count * block;
         let kind = self.random.below(1000);
         let flushes = self.habits.flushes;
@@ -135,11 +141,8 @@ impl Workload {
         self.writes += 1;
         let write = self.writes;
         self.model.begin_write(write, offset, len, content, flags.contains(Flags::FUA));
-        let mut data = Vec::new();
-        if op == Op::Write {
-            data.resize(len as usize, 0);
-            pattern::fill(write, offset, &mut data);
-        }
+        let mut data = vec![0; if op == Op::Write { len as usize } else { 0 }];
+        pattern::fill(write, offset, &mut data);
         self.made(u64::from(write), op, flags, offset, len, data)
     }
 
@@ -191,7 +194,12 @@ impl Workload {
 
 impl Client for Shared {
     fn live(&mut self, shape: Shape) {
-        self.lock().shape = Some(shape);
+        let mut workload = self.lock();
+        let (is, must) = ((shape.size, shape.block), workload.habits.shape);
+        if is != must {
+            workload.failed(format!("the disk has (size, block) {is:?} and must have {must:?}"));
+        }
+        workload.shape = Some(shape);
     }
 
     fn next(&mut self) -> Next {

@@ -6,9 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::file::Object;
-use super::memory;
 use super::random::Random;
 use super::schedule::Event;
+use super::ublk::Memory;
 use super::world::{Bug, State};
 use crate::port::ring::{AllocateMode, Entry, Token};
 
@@ -79,6 +79,7 @@ pub(super) struct Operation {
     token: Token,
     disk: usize,
     entry: Entry,
+    memory: Memory,
     submitted: u64,
     /// What came of it, once it has happened.
     result: Option<i32>,
@@ -112,11 +113,10 @@ impl Disk {
     fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let size = self.sector();
         let first = offset as usize / size;
-        let mut bytes = Vec::with_capacity(len);
-        for versions in &self.sectors[first..first + len / size] {
-            match versions.last().and_then(|version| version.bytes.as_deref()) {
-                Some(content) => bytes.extend_from_slice(content),
-                None => bytes.resize(bytes.len() + size, 0),
+        let mut bytes = vec![0; len];
+        for (number, versions) in self.sectors[first..first + len / size].iter().enumerate() {
+            if let Some(content) = versions.last().and_then(|version| version.bytes.as_deref()) {
+                bytes[number * size..(number + 1) * size].copy_from_slice(content);
             }
         }
         bytes
@@ -238,6 +238,18 @@ impl State {
         if let Some(result) = refused(&entry, shape) {
             return self.complete(ring, token, result);
         }
+        let memory = match &entry {
+            Entry::Read { place, .. } => self.memory_of(ring, place, true),
+            Entry::Write { place, .. } => self.memory_of(ring, place, false),
+            _ => Ok(Memory::Server(0)),
+        };
+        let memory = match memory {
+            Ok(memory) => memory,
+            Err(errno) => {
+                self.note("no such buffer", [number, errno as u64, 0, 0]);
+                return self.complete(ring, token, -errno);
+            }
+        };
         let slow = self.random.chance(self.config.faults.slow);
         let base = self.random.between(3_000, 120_000);
         let after = if slow { base * self.random.between(10, 1000) } else { base };
@@ -249,7 +261,8 @@ impl State {
         }
         let process = self.rings[ring].process;
         let submitted = self.schedule.now_ns;
-        let operation = Operation { ring, process, token, disk, entry, submitted, result: None, lied };
+        let operation =
+            Operation { ring, process, token, disk, entry, memory, submitted, result: None, lied };
         self.operations.insert(number, operation);
     }
 
@@ -312,15 +325,15 @@ impl State {
             (Some(_), _) => random.between(0, sectors) as usize * sector as usize,
         };
         let result = match operation.entry {
-            Entry::Read { place, .. } => {
+            Entry::Read { .. } => {
                 let bytes = disk.read(offset, done);
                 // SAFETY: the slot keeps the memory for this operation, which is in flight.
-                unsafe { memory::store(place.start as u64, &bytes) };
+                unsafe { self.driver.store(operation.memory, &bytes) };
                 done as i32
             }
-            Entry::Write { place, durable, .. } => {
+            Entry::Write { durable, .. } => {
                 // SAFETY: as above; slots' buffers are initialised when they are made.
-                let bytes = unsafe { memory::load(place.start as u64, done) };
+                let bytes = unsafe { self.driver.load(operation.memory, done) };
                 disk.write(number, offset, done, Some(&bytes), durable && error.is_none());
                 done as i32
             }

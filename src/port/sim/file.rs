@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 pub use crate::port::linux::file::{
-    DirectAlignment, FileKind, How, block_sizes, kind, queue_limit, read_exact_at, size, splits_requests,
-    try_lock, write_all_at,
+    DirectAlignment, FileKind, How, block_sizes, kind, queue_limit, size, splits_requests, try_lock,
 };
 
 use super::current;
+use super::ublk::UserCopy;
 use super::world::State;
 use crate::port::linux::file as linux;
 
@@ -127,4 +127,34 @@ pub fn sync_data(file: &File) -> io::Result<()> {
     let Some(handle) = current() else { return Ok(()) };
     let Some(mut state) = handle.alive() else { return Err(io::ErrorKind::Interrupted.into()) };
     state.sync_whole_disk(disk)
+}
+
+/// The device that a file is.
+fn device(file: &File) -> Option<u32> {
+    match object_of(&current()?.state().files, file.as_raw_fd()) {
+        Some(Object::Device(device)) => Some(device),
+        _ => None,
+    }
+}
+
+fn user_copy(device: u32, offset: u64, copy: UserCopy<'_>) -> io::Result<()> {
+    let handle = current().ok_or(io::ErrorKind::Interrupted)?;
+    let mut state = handle.alive().ok_or(io::ErrorKind::Interrupted)?;
+    state.user_copy(device, offset, copy)
+}
+
+/// As [`linux::read_exact_at`]: of a device's node, a copy from a request's pages.
+pub fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    match device(file) {
+        Some(device) => user_copy(device, offset, UserCopy::FromPages(bytes)),
+        None => linux::read_exact_at(file, bytes, offset),
+    }
+}
+
+/// As [`linux::write_all_at`]: to a device's node, a copy into a request's pages.
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    match device(file) {
+        Some(device) => user_copy(device, offset, UserCopy::IntoPages(bytes)),
+        None => linux::write_all_at(file, bytes, offset),
+    }
 }

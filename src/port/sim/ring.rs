@@ -8,6 +8,7 @@ use super::file::{Object, object_of};
 use super::schedule::{Event, ThreadId};
 use super::world::{Bug, State};
 use super::{Handle, current};
+use crate::payload::OPERATIONS_PER_SLOT;
 use crate::port::linux::uring::Uring;
 use crate::port::remote::Remote;
 use crate::port::ring::{Completion, Entry, FixedFile, Token};
@@ -23,7 +24,7 @@ impl Driver {
     pub fn new(slots: u16, files: u32, remote: &Remote) -> io::Result<(Driver, &'static str)> {
         match current() {
             None => Uring::new(slots, files, remote).map(|(uring, name)| (Driver::Linux(uring), name)),
-            Some(handle) => Ok((Driver::Simulated(SimRing::new(handle, files, remote)), "simulated")),
+            Some(handle) => Ok((Driver::Simulated(SimRing::new(handle, slots, files, remote)), "simulated")),
         }
     }
 
@@ -47,8 +48,10 @@ impl Driver {
     pub fn register_buffer_table(&mut self, count: u16) -> io::Result<()> {
         match self {
             Driver::Linux(uring) => uring.register_buffer_table(count),
+            Driver::Simulated(_) if count == 0 => Err(io::Error::from_raw_os_error(libc::EINVAL)),
             Driver::Simulated(ring) => {
-                ring.handle.state().rings[ring.ring].buffer_places = count;
+                let table = Some(vec![None; usize::from(count)]);
+                ring.handle.state().rings[ring.ring].buffer_table = table;
                 Ok(())
             }
         }
@@ -122,8 +125,8 @@ pub(super) struct RingState {
     chains: Vec<Chain>,
     /// Timers that have not run out.
     timers: Vec<Token>,
-    /// Places for buffers that a driver registers.
-    buffer_places: u16,
+    /// Places for the pages of requests, where there is a table of those.
+    pub buffer_table: Option<Vec<Option<u64>>>,
     /// Entries that wait for the eventfd, and what is in it.
     wakes_armed: usize,
     event_count: u64,
@@ -131,7 +134,7 @@ pub(super) struct RingState {
 }
 
 impl SimRing {
-    fn new(handle: Handle, files: u32, remote: &Remote) -> SimRing {
+    fn new(handle: Handle, slots: u16, files: u32, remote: &Remote) -> SimRing {
         let mut state = handle.state();
         let ring = state.rings.len();
         let process = state.schedule.threads[handle.thread].process;
@@ -142,7 +145,7 @@ impl SimRing {
             done: VecDeque::new(),
             chains: Vec::new(),
             timers: Vec::new(),
-            buffer_places: 0,
+            buffer_table: None,
             wakes_armed: 0,
             event_count: 0,
             closed: false,
@@ -150,7 +153,9 @@ impl SimRing {
         state.wakes.insert(remote.event_fd(), ring);
         state.note("ring", [ring as u64, 0, 0, 0]);
         drop(state);
-        SimRing { handle, ring, pending: Vec::new() }
+        // As much as comes between two submissions, so that nothing is allocated for an entry.
+        let pending = Vec::with_capacity(usize::from(slots) * (OPERATIONS_PER_SLOT + 2) + 8);
+        SimRing { handle, ring, pending }
     }
 
     fn register_file(&mut self, index: u32, fd: RawFd) -> io::Result<()> {
@@ -247,6 +252,7 @@ impl State {
             }
             Entry::Timeout { nanoseconds } => {
                 self.rings[ring].timers.push(token);
+                self.note("timer", [ring as u64, token.pack(), nanoseconds, 0]);
                 // Never early, and as late as a wake-up is.
                 let late = self.latency();
                 self.schedule.after(nanoseconds.saturating_add(late), Event::Timer { ring, token });

@@ -1,9 +1,10 @@
 //! Who runs, and what happens next: one queue of events in virtual time, one thread at a time.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::Handle;
+use super::locked::Locked;
 use super::world::{Killed, State};
 use crate::port::ring::Token;
 
@@ -58,7 +59,8 @@ pub(super) struct Thread {
     pub process: usize,
     pub status: Status,
     ticket: u64,
-    signal: Arc<Condvar>,
+    /// Who is to be unparked, from its first turn on.
+    parked: Arc<OnceLock<std::thread::Thread>>,
 }
 
 /// What is to happen, and when it is.
@@ -86,7 +88,7 @@ impl Schedule {
             process,
             status: Status::Blocked("its start"),
             ticket: 0,
-            signal: Arc::new(Condvar::new()),
+            parked: Arc::default(),
         });
         self.threads.len() - 1
     }
@@ -118,7 +120,7 @@ impl Schedule {
     }
 
     fn signal_all(&self) {
-        self.threads.iter().for_each(|thread| thread.signal.notify_all());
+        self.threads.iter().filter_map(|thread| thread.parked.get()).for_each(std::thread::Thread::unpark);
     }
 }
 
@@ -138,8 +140,8 @@ impl State {
         self.schedule.wake(thread, after);
     }
 
-    /// Lets things happen until it is a thread's turn. False when the world has ended.
-    fn dispatch(&mut self) -> bool {
+    /// Lets things happen until it is a thread's turn, which is returned. None when the world has ended.
+    fn dispatch(&mut self) -> Option<ThreadId> {
         while !self.over() {
             if self.schedule.happened > EVENTS_MAX || self.schedule.now_ns > TIME_MAX_NS {
                 let waits = self.waits();
@@ -158,15 +160,14 @@ impl State {
                     self.schedule.threads[thread].status = Status::Running;
                     self.schedule.running = thread;
                     self.note("runs", [thread as u64, 0, 0, 0]);
-                    self.schedule.threads[thread].signal.notify_all();
-                    return true;
+                    return Some(thread);
                 }
             } else {
                 self.happen(event);
             }
         }
         self.schedule.signal_all();
-        false
+        None
     }
 
     fn waits(&self) -> String {
@@ -186,13 +187,13 @@ impl State {
 impl Handle {
     /// The state of the world. A thread that panicked while it had it has failed the run, so that
     /// what it left is only looked at to report that.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.world.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn state(&self) -> Locked<'_> {
+        Locked::new(self.world.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The state, to do something with; `None` for a thread of a process that is dead, to which
     /// nothing happens any more and which does nothing.
-    pub(super) fn alive(&self) -> Option<MutexGuard<'_, State>> {
+    pub(super) fn alive(&self) -> Option<Locked<'_>> {
         let state = self.state();
         (!state.dead(self.thread)).then_some(state)
     }
@@ -201,10 +202,10 @@ impl Handle {
     /// `None` for a thread that is dead and already unwinding; one that is dead unwinds here.
     pub(super) fn block<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State>,
+        mut state: Locked<'a>,
         why: &'static str,
         deadline_ns: Option<u64>,
-    ) -> Option<MutexGuard<'a, State>> {
+    ) -> Option<Locked<'a>> {
         if !state.dead(self.thread) {
             let me = &mut state.schedule.threads[self.thread];
             me.status = Status::Blocked(why);
@@ -214,14 +215,26 @@ impl Handle {
                 let after = deadline.saturating_sub(state.schedule.now_ns);
                 state.schedule.after(after, Event::Wake { thread: self.thread, ticket });
             }
-            state.dispatch();
+            state = self.hand_over(state);
         }
         self.resume(state)
     }
 
+    /// Gives the baton to whose turn it is, perhaps this thread again.
+    fn hand_over<'a>(&'a self, mut state: Locked<'a>) -> Locked<'a> {
+        let Some(next) = state.dispatch().filter(|next| *next != self.thread) else { return state };
+        let parked = state.schedule.threads[next].parked.clone();
+        // Not while the state is held, which it would have to wait for at once. One that has not had
+        // its first turn looks by itself.
+        drop(state);
+        if let Some(thread) = parked.get() {
+            thread.unpark();
+        }
+        self.state()
+    }
+
     /// Waits for the baton.
-    fn resume<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Option<MutexGuard<'a, State>> {
-        let signal = state.schedule.threads[self.thread].signal.clone();
+    fn resume<'a>(&'a self, mut state: Locked<'a>) -> Option<Locked<'a>> {
         loop {
             if state.dead(self.thread) {
                 drop(state);
@@ -234,12 +247,22 @@ impl Handle {
             if mine && state.schedule.threads[self.thread].status == Status::Running {
                 return Some(state);
             }
-            state = signal.wait(state).unwrap_or_else(PoisonError::into_inner);
+            drop(state);
+            std::thread::park();
+            state = self.state();
         }
+    }
+
+    /// Tells who is behind a thread's number.
+    pub(super) fn introduce(&self) {
+        let parked = self.state().schedule.threads[self.thread].parked.clone();
+        // Told once a thread.
+        let _ = parked.set(std::thread::current());
     }
 
     /// A new thread's first turn; false when it was killed before it.
     pub(super) fn first_turn(&self) -> bool {
+        self.introduce();
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.resume(self.state()).is_some()))
             .unwrap_or(false)
     }
@@ -253,7 +276,7 @@ impl Handle {
         if !was_dead {
             state.note("thread ends", [self.thread as u64, 0, 0, 0]);
             state.wake_all(super::world::Waiting::Thread(self.thread));
-            state.dispatch();
+            state = self.hand_over(state);
         }
         drop(state);
         self.world.quiet.notify_all();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::RawFd;
 
-use blockhaus_uapi::ublk::{CtrlDevInfo, Features, Params};
+use blockhaus_uapi::ublk::{AutoBufReg, CtrlDevInfo, Features, Params};
 
 use super::schedule::ThreadId;
 use crate::io::{Flags, Op};
@@ -13,9 +13,11 @@ use crate::port::ring::Token;
 mod client;
 mod control;
 mod lifetime;
+mod pages;
 mod queue;
 
 use control::Command;
+pub(super) use pages::{Memory, UserCopy};
 
 /// What a kernel's driver is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct Kernel {
     pub lost_commands: u32,
     /// How many of the queues that were asked for a device gets at most.
     pub queues_max: u16,
+    /// How often, of a thousand, it cannot register a request's pages by itself.
+    pub failed_registrations: u32,
 }
 
 impl Kernel {
@@ -115,6 +119,8 @@ pub trait Client: Send {
 struct InFlight {
     request: Request,
     device: u32,
+    /// What is written, or where what is read goes.
+    pages: Vec<u8>,
     result: Option<Result<Vec<u8>, i32>>,
     delivered: bool,
 }
@@ -128,6 +134,8 @@ enum TagState {
     Fetched,
     /// A request is being handed over.
     Delivering(u64),
+    /// The server knows of a write, and has not asked for its data.
+    WithoutData(u64),
     /// The server has a request.
     InService(u64),
     /// Given back for good.
@@ -141,6 +149,11 @@ struct Tag {
     thread: ThreadId,
     token: Token,
     address: u64,
+    /// Where the driver is to register the next request's pages, and where it has.
+    buffer: AutoBufReg,
+    registered: Option<pages::Registered>,
+    /// The data of the request that is being handed over was asked for.
+    asked: bool,
 }
 
 struct Queue {

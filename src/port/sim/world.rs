@@ -3,10 +3,11 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::disk::{Disk, DiskShape, Faults, Operation, PowerLoss};
 use super::file::Files;
+use super::processor::Kept;
 use super::random::Random;
 use super::ring::RingState;
 use super::schedule::{Event, Schedule, Status, ThreadId};
@@ -31,8 +32,9 @@ pub struct Config {
     pub bug: Option<Bug>,
 }
 
-/// What can be wrong below the backend, planted by a test of the tests. The server's own code cannot
-/// be made wrong from outside; the driver's side of the ring acts as if it were.
+/// What can be wrong below the backend, planted by a test of the tests. Where the server's own code
+/// cannot be made wrong from outside, the driver's side of the ring acts as if it were, or the code
+/// asks [`has`](super::has).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// A commit goes into the ring a second time.
@@ -51,6 +53,12 @@ pub enum Bug {
     WakeUpLost,
     /// Requests that came are not answered once a stop has begun.
     DeafWhileStopping,
+    /// Nobody looks whether the driver could register a request's pages.
+    FallbackLost,
+    /// What was read is not copied to the request's pages.
+    UserCopyLost,
+    /// Each queue has a range lock of its own.
+    RangeLockOfOneQueue,
 }
 
 /// How a run failed.
@@ -222,6 +230,7 @@ pub struct Process {
 impl World {
     /// Runs `scenario` in a new world.
     pub fn run(config: Config, scenario: impl FnOnce(&World)) -> Outcome {
+        let _kept = Kept::here();
         let mut random = Random::new(config.seed);
         let (point_random, kernel) = (random.fork(), config.kernel);
         let mut state = State {
@@ -250,6 +259,7 @@ impl World {
         state.schedule.first(thread);
         let world = Arc::new(Inner { state: Mutex::new(state), quiet: Condvar::new() });
         let handle = Handle { world: world.clone(), thread };
+        handle.introduce();
         enter(Some(handle.clone()));
         let result = catch_unwind(AssertUnwindSafe(|| scenario(&World { handle: handle.clone() })));
         enter(None);
@@ -265,7 +275,7 @@ impl World {
         state.thread_ended(thread);
         state.signal_the_dead();
         while state.processes.iter().any(|process| process.threads > 0) {
-            state = world.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = state.wait(&world.quiet);
         }
         Outcome {
             hash: state.trace.hash(),
@@ -308,7 +318,7 @@ impl World {
         state.processes[process.number].dead = true;
         state.signal_the_dead();
         while state.processes[process.number].threads > 0 {
-            state = self.handle.world.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = state.wait(&self.handle.world.quiet);
         }
         state.server_died(process.number);
     }

@@ -44,7 +44,8 @@ impl State {
             () => None,
         };
         let waits = result.is_none();
-        self.driver.requests.insert(key, InFlight { request, device: id, result, delivered: false });
+        let in_flight = InFlight { result, ..InFlight::new(request, id) };
+        self.driver.requests.insert(key, in_flight);
         if refused {
             self.note("request refused", [key, 0, 0, 0]);
         }
@@ -74,8 +75,7 @@ impl State {
         let Some(device) = self.driver.devices.get_mut(&id) else { return key };
         let queue = request.cpu % device.info.nr_hw_queues;
         device.queues[usize::from(queue)].waiting.push_back(key);
-        let scan = InFlight { request, device: id, result: None, delivered: false };
-        self.driver.requests.insert(key, scan);
+        self.driver.requests.insert(key, InFlight::new(request, id));
         self.pump(id, queue);
         key
     }

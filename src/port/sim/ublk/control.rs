@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use blockhaus_uapi::ublk::{
-    CtrlCmd, CtrlDevInfo, Features, MAX_QUEUE_DEPTH, NEW_DEV_ID, ParamTypes, Params, cmd, state,
+    AutoBufReg, CtrlCmd, CtrlDevInfo, Features, MAX_QUEUE_DEPTH, NEW_DEV_ID, ParamTypes, Params, cmd, state,
 };
 
 use super::{Device, Life, Queue, Tag, TagState};
@@ -196,6 +196,10 @@ impl State {
             id if taken(&id) => return no(libc::EEXIST),
             id => id,
         };
+        let other_path = Features::USER_COPY | Features::SUPPORT_ZERO_COPY | Features::AUTO_BUF_REG;
+        if info.flags.intersects(other_path) {
+            info.flags -= Features::NEED_GET_DATA;
+        }
         let always = Features::CMD_IOCTL_ENCODE | Features::URING_CMD_COMP_IN_TASK;
         let always = if kernel.version >= 616 { always | Features::PER_IO_DAEMON } else { always };
         info.flags = (info.flags & kernel.features()) | always;
@@ -209,7 +213,16 @@ impl State {
             self.fail(format!("the world cannot make a device node: {error}"));
         }
         let appears = if kernel.udev { self.random.between(0, 60_000_000) } else { 0 };
-        let tag = || Tag { state: TagState::Empty, ring: 0, thread: 0, token: Token::Wake, address: 0 };
+        let tag = || Tag {
+            state: TagState::Empty,
+            ring: 0,
+            thread: 0,
+            token: Token::Wake,
+            address: 0,
+            buffer: AutoBufReg::default(),
+            registered: None,
+            asked: false,
+        };
         let queue = |_| Queue {
             tags: (0..info.queue_depth).map(|_| tag()).collect(),
             waiting: std::collections::VecDeque::new(),

@@ -3,9 +3,11 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use blockhaus_uapi::ublk::{CMD_BUF_OFFSET, IoCmd, IoDesc, IoFlags, MAX_QUEUE_DEPTH, io_cmd, op, res};
+use blockhaus_uapi::ublk::{
+    AutoBufReg, CMD_BUF_OFFSET, IoCmd, IoDesc, IoFlags, MAX_QUEUE_DEPTH, io_cmd, op, res,
+};
 
-use super::{Device, Life, Request, TagState};
+use super::{Device, Life, Request, Tag, TagState};
 use crate::io::{Flags, Op};
 use crate::port::ring::Token;
 use crate::port::sim::file::Object;
@@ -94,13 +96,13 @@ impl State {
         let Some(Object::Device(id)) = file else {
             return self.broken(ring, token, libc::EBADF, format!("a command for {who} to another file"));
         };
-        if address.is_some() {
-            let why = format!("a command for {who} asks for automatic registration, which it has not got");
-            return self.broken(ring, token, libc::EINVAL, why);
-        }
         let Some(device) = self.driver.devices.get(&id) else {
             return self.broken(ring, token, libc::ENODEV, format!("a command for {who} of no device"));
         };
+        let by_buffer = matches!(opcode, io_cmd::REGISTER_IO_BUF | io_cmd::UNREGISTER_IO_BUF);
+        if let Some(wrong) = device.wrong_address(opcode, command, address).filter(|_| !by_buffer) {
+            return self.broken(ring, token, libc::EINVAL, format!("a command for {who} {wrong}"));
+        }
         let life = device.life;
         let known = device.queues.get(usize::from(queue)).and_then(|known| known.tags.get(usize::from(tag)));
         let Some(known) = known else {
@@ -108,6 +110,14 @@ impl State {
         };
         let (state, owner) = (known.state, known.thread);
         let thread = self.rings[ring].thread;
+        if state != TagState::Empty && owner != thread {
+            let why = format!("{who} had a command from another thread than fetched it");
+            return self.broken(ring, token, libc::EINVAL, why);
+        }
+        if by_buffer {
+            return self.buffer_command(ring, id, opcode, command, token);
+        }
+        let mut next = TagState::Fetched;
         match opcode {
             io_cmd::FETCH_REQ => {
                 let early = matches!(life, Life::Added | Life::Starting);
@@ -115,29 +125,28 @@ impl State {
                     let why = format!("{who} was fetched again ({state:?}, the device is {life:?})");
                     return self.broken(ring, token, libc::EBUSY, why);
                 }
-                if command.addr == 0 {
-                    return self.broken(
-                        ring,
-                        token,
-                        libc::EINVAL,
-                        format!("{who} was fetched without a buffer"),
-                    );
-                }
             }
             io_cmd::COMMIT_AND_FETCH_REQ => {
                 let TagState::InService(request) = state else {
                     let why = format!("{who} was committed without a request in service ({state:?})");
                     return self.broken(ring, token, libc::EINVAL, why);
                 };
-                if owner != thread {
-                    let why = format!("{who} was committed by another thread than fetched it");
-                    return self.broken(ring, token, libc::EINVAL, why);
-                }
                 if self.slot_in_use(ring, tag) {
                     let why = format!("{who} was committed with an operation of its slot in flight");
                     return self.broken(ring, token, libc::EINVAL, why);
                 }
+                if let Err(why) = self.take_pages_back(id, queue, tag) {
+                    return self.broken(ring, token, libc::EINVAL, why);
+                }
                 self.commit(id, queue, tag, request, command.result);
+            }
+            io_cmd::NEED_GET_DATA => {
+                let TagState::WithoutData(request) = state else {
+                    let why = format!("data of {who} was asked for, which has none to give ({state:?})");
+                    return self.broken(ring, token, libc::EINVAL, why);
+                };
+                self.note("data asked for", [request, 0, 0, 0]);
+                next = TagState::Delivering(request);
             }
             _ => {
                 let why = format!("a command for {who} that this driver does not have: {opcode:#x}");
@@ -147,16 +156,22 @@ impl State {
         let process = self.rings[ring].process;
         let Some(device) = self.driver.devices.get_mut(&id) else { return };
         device.server = Some(process);
-        let tag = &mut device.queues[usize::from(queue)].tags[usize::from(tag)];
-        tag.state = TagState::Fetched;
-        (tag.ring, tag.thread, tag.token, tag.address) = (ring, thread, token, command.addr);
+        let known = &mut device.queues[usize::from(queue)].tags[usize::from(tag)];
+        known.state = next;
+        (known.ring, known.thread, known.token, known.address) = (ring, thread, token, command.addr);
+        known.buffer = AutoBufReg::from_sqe_addr(address.unwrap_or(0));
+        if next != TagState::Fetched {
+            known.asked = true;
+            let after = self.latency();
+            return self.schedule.after(after, Event::Deliver { device: id, queue, tag });
+        }
         self.look_at_start(id);
         self.pump(id, queue);
         self.look_at_stop(id);
     }
 
     /// The server broke a rule: the run has failed.
-    fn broken(&mut self, ring: usize, token: Token, errno: i32, why: String) {
+    pub(super) fn broken(&mut self, ring: usize, token: Token, errno: i32, why: String) {
         self.fail(format!("a rule of the driver was broken: {why}"));
         self.complete(ring, token, -errno);
     }
@@ -164,8 +179,9 @@ impl State {
     /// The server's result for the request of a tag.
     fn commit(&mut self, id: u32, queue: u16, tag: u16, key: u64, result: i32) {
         let Some(device) = self.driver.devices.get(&id) else { return };
-        let address = device.queues[usize::from(queue)].tags[usize::from(tag)].address;
-        let Some(in_flight) = self.driver.requests.get(&key) else { return };
+        let (maps, address) =
+            (device.maps(), device.queues[usize::from(queue)].tags[usize::from(tag)].address);
+        let Some(in_flight) = self.driver.requests.get_mut(&key) else { return };
         let (op, len) = (in_flight.request.op, in_flight.request.len as i32);
         let moves = matches!(op, Op::Read | Op::Write);
         if result > 0 && (!moves || result != len) || result == 0 && moves && len != 0 {
@@ -179,7 +195,8 @@ impl State {
             ..0 => Err(-result),
             // SAFETY: the tag's buffer, which the server gave away with this commit, holds that many
             // bytes and was initialised when it was made.
-            _ if op == Op::Read => Ok(unsafe { memory::load(address, len as usize) }),
+            _ if op == Op::Read && maps => Ok(unsafe { memory::load(address, len as usize) }),
+            _ if op == Op::Read => Ok(std::mem::take(&mut in_flight.pages)),
             _ => Ok(Vec::new()),
         };
         self.finish(key, outcome);
@@ -188,19 +205,37 @@ impl State {
     /// A request is handed to the server: its descriptor, its data, and the completion.
     pub fn deliver(&mut self, id: u32, queue: u16, number: u16) {
         let Some(device) = self.driver.devices.get_mut(&id) else { return };
-        let size = device.info.max_io_buf_bytes;
+        let (maps, when_asked) = (device.maps(), device.gives_data_when_asked());
+        let size = device.info.max_io_buf_bytes as usize;
         let tag = &mut device.queues[usize::from(queue)].tags[usize::from(number)];
         let TagState::Delivering(key) = tag.state else { return };
-        tag.state = TagState::InService(key);
+        let asked = std::mem::take(&mut tag.asked);
         let (ring, token, address) = (tag.ring, tag.token, tag.address);
         let Some(in_flight) = self.driver.requests.get_mut(&key) else { return };
         in_flight.delivered = true;
-        let request = &in_flight.request;
-        debug_assert!(request.data.len() <= size as usize, "a client obeys the disk's limits");
-        // SAFETY: the buffer that the fetch named, of the size the device was made with; the server
-        // leaves it alone until this command completes.
-        unsafe { memory::store(address, &request.data) };
-        let descriptor = descriptor(request, address);
+        debug_assert!(in_flight.pages.len() <= size, "a client obeys the disk's limits");
+        let op = in_flight.request.op;
+        let withheld = when_asked && op == Op::Write && !asked;
+        tag.state = if withheld { TagState::WithoutData(key) } else { TagState::InService(key) };
+        if maps && op == Op::Write && !withheld {
+            // SAFETY: the buffer that the command named, of the size the device was made with; the
+            // server leaves it alone until this command completes.
+            unsafe { memory::store(address, &in_flight.pages) };
+        }
+        let mut flags = IoFlags::empty();
+        match self.register_by_itself(id, queue, number, key) {
+            Ok(true) if self.config.bug == Some(Bug::FallbackLost) => {}
+            Ok(unregistered) => flags.set(IoFlags::NEED_REG_BUF, unregistered),
+            Err(errno) => {
+                // Without the fallback the server never hears of it.
+                if let Some(tag) = self.tag(id, queue, number) {
+                    tag.state = TagState::Fetched;
+                }
+                return self.finish(key, Err(errno));
+            }
+        }
+        let Some(in_flight) = self.driver.requests.get(&key) else { return };
+        let descriptor = descriptor(&in_flight.request, flags, address);
         let at = CMD_BUF_OFFSET + u64::from(queue) * stride() + u64::from(number) * DESCRIPTOR as u64;
         let node = std::path::PathBuf::from(format!("/dev/ublkc{id}"));
         let written = self.files.get(&node).map(|file| file.write_all_at(&descriptor, at));
@@ -208,7 +243,12 @@ impl State {
             return self.fail(format!("the world cannot write a descriptor: {written:?}"));
         }
         self.note("deliver", [key, queue.into(), number.into(), 0]);
-        self.complete(ring, token, res::OK);
+        self.complete(ring, token, if withheld { res::NEED_GET_DATA } else { res::OK });
+    }
+
+    pub(super) fn tag(&mut self, id: u32, queue: u16, number: u16) -> Option<&mut Tag> {
+        let device = self.driver.devices.get_mut(&id)?;
+        device.queues.get_mut(usize::from(queue))?.tags.get_mut(usize::from(number))
     }
 
     /// A fetch comes back without a request: the device is going away.
@@ -239,7 +279,7 @@ impl State {
     }
 }
 
-fn descriptor(request: &Request, address: u64) -> [u8; DESCRIPTOR] {
+fn descriptor(request: &Request, mut flags: IoFlags, address: u64) -> [u8; DESCRIPTOR] {
     let op = match request.op {
         Op::Read => op::READ,
         Op::Write => op::WRITE,
@@ -247,7 +287,6 @@ fn descriptor(request: &Request, address: u64) -> [u8; DESCRIPTOR] {
         Op::Discard => op::DISCARD,
         Op::WriteZeroes => op::WRITE_ZEROES,
     };
-    let mut flags = IoFlags::empty();
     flags.set(IoFlags::FUA, request.flags.contains(Flags::FUA));
     flags.set(IoFlags::NOUNMAP, request.flags.contains(Flags::NO_UNMAP));
     let sector = if request.op == Op::Flush { u64::MAX } else { request.offset / 512 };
