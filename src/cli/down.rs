@@ -12,11 +12,10 @@ use crate::registry::{Registry, down};
 /// Takes away all the disks and exports that an `up` serves, and returns when they and its process
 /// are gone.
 ///
-/// Everything written to them is on its backend then. Clients of an export have the replies to what they
-/// asked. While one of them is mounted or otherwise
-/// part of something, none is touched, and what uses it is named. The command answers within ten
-/// seconds, whatever the server does; what could not be finished in that time goes on in the
-/// background.
+/// Everything written to them is on its backend then, and clients of an export have the replies to
+/// what they asked. While one of the disks is mounted or otherwise part of something, none is touched,
+/// and what uses it is named. The command answers within ten seconds, whatever the server does; what
+/// could not be finished in that time goes on in the background.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The file that `up` was given.
@@ -27,8 +26,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     all: bool,
 
-    /// Also disks that are in use: whoever uses them sees errors, and clients of an export are cut off. A server that does not answer is
-    /// killed, and what it had not written yet is lost.
+    /// Also disks that are in use: whoever uses them sees errors, and clients of an export are cut off.
+    /// A server that does not answer is killed, and what it had not written yet is lost.
     #[arg(long)]
     force: bool,
 

@@ -28,7 +28,7 @@ pub fn devices_of(registry: &Registry, config: Option<&Path>) -> Vec<Entry> {
 pub struct Downed {
     /// Each device.
     pub devices: Vec<Result<Detached>>,
-    /// Each process that had no device, with its file and what it took: "stopped", "killed".
+    /// Each process that had no device, and what it took: "stopped", "killed", "cleaned-up".
     pub servers: Vec<Result<(Server, &'static str)>>,
 }
 
@@ -44,6 +44,11 @@ pub fn down(registry: &Registry, entries: Vec<Entry>, servers: Vec<Server>, forc
     let deadline = Deadline::after(ANSWER);
     // Who has devices hears of it by these.
     let has_devices = |server: &Server| entries.iter().any(|entry| entry.pid == server.pid);
+    let was_dead: Vec<i32> = servers
+        .iter()
+        .filter(|server| !server.is_alive() && !has_devices(server))
+        .map(|server| server.pid)
+        .collect();
     let alone: Vec<Server> =
         servers.iter().filter(|server| server.is_alive() && !has_devices(server)).cloned().collect();
     if !force {
@@ -60,12 +65,15 @@ pub fn down(registry: &Registry, entries: Vec<Entry>, servers: Vec<Server>, forc
     let servers_ended = running
         .into_iter()
         .map(|thread| thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(|| Err(lost())));
-    let downed = Downed { devices, servers: servers_ended.collect() };
+    let mut servers_ended: Vec<_> = servers_ended.collect();
     // A process removes its own files, unless it was killed.
-    for server in servers.iter().filter(|server| !server.is_alive()) {
-        registry.remove_server(server)?;
+    for server in servers.into_iter().filter(|server| !server.is_alive()) {
+        let removed = registry.remove_server(&server)?;
+        if !removed.is_empty() && was_dead.contains(&server.pid) {
+            servers_ended.push(Ok((server, "cleaned-up")));
+        }
     }
-    Ok(downed)
+    Ok(Downed { devices, servers: servers_ended })
 }
 
 fn lost() -> Error {

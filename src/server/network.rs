@@ -123,10 +123,12 @@ impl Disk for Export {
     fn drain(&self, at_once: &dyn Fn() -> bool) {
         let deadline = Deadline::after(DRAIN);
         while !deadline.at_most(LOOK_EVERY).wait_until(|| self.exported.has_ended()) {
-            if at_once() || deadline.passed() {
-                let name = self.named();
-                return log(&format!("{name}: clients that do not take their replies are cut off"));
-            }
+            let why = match (at_once(), deadline.passed()) {
+                (true, _) => "clients are not waited for any longer",
+                (false, true) => "clients that do not take their replies are cut off",
+                (false, false) => continue,
+            };
+            return log(&format!("{}: {why}", self.named()));
         }
     }
 

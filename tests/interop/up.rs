@@ -244,13 +244,12 @@ fn who_does_not_listen_is_cut_off_by_the_second_signal() {
     let reads: Vec<u8> = (0..20).flat_map(|n| request(READ, n, 0, 32 << 20)).collect();
     deaf.send(&reads);
     deaf.receive(1 << 20);
-    let began = Instant::now();
     up.kill("-TERM");
     until("its word", || up.log().contains("SIGTERM"));
     assert_eq!(up.listed().iter().map(|one| one.1.as_str()).collect::<Vec<_>>(), ["stopping"]);
     up.kill("-TERM");
     assert!(up.ended().success(), "{}", up.log());
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(up.log().contains("not waited for any longer"), "{}", up.log());
     up.assert_gone();
 }
 
@@ -302,8 +301,16 @@ fn what_a_killed_one_left_is_in_nobodys_way() {
     let down = third.run(&["down", "--all", "--force"]);
     assert!(down.status.success() && said(&down).contains("(killed)"), "{}", said(&down));
     assert!(!third.ended().success());
-    let left: Vec<_> = fs::read_dir(third.folder().join("run")).unwrap().flatten().collect();
-    assert_eq!(left.len(), 1, "{left:?}");
+    let is_clean = |up: &Up| fs::read_dir(up.folder().join("run")).unwrap().flatten().count() == 1;
+    assert!(is_clean(&third));
+    // What a dead one left is taken by `down`, too.
+    let folder = std::mem::replace(&mut third.folder, self::folder());
+    let mut fourth = Up::start_in(folder, &text, 1, &[]);
+    fourth.kill("-KILL");
+    fourth.ended();
+    let down = fourth.run(&["down", "up.toml"]);
+    assert!(down.status.success() && said(&down).contains("(cleaned-up)"), "{}", said(&down));
+    assert!(is_clean(&fourth));
 }
 
 #[test]

@@ -3,8 +3,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-
 use super::catalogue::{Catalogue, Choice};
 use super::desk::Desk;
 use super::export::{self, SLOTS_OF_LONGEST};
@@ -14,6 +12,7 @@ use super::seat::Seat;
 use crate::error::{Error, Kind, Result};
 use crate::nbd::transmission::Rules;
 use crate::nbd::{Export, ExportFlags};
+use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::port::clock::{Duration, Instant};
 use crate::port::remote::Remote;
 use crate::port::system;
