@@ -8,7 +8,7 @@ use std::future::Future;
 use crate::error::Result;
 use crate::io::{Capabilities, Geometry, Io, IoResult};
 use crate::payload::Payload;
-use crate::port::ring::Ring;
+use crate::port::ring::{Ring, Single};
 
 pub mod blocking;
 pub mod dynamic;
@@ -28,11 +28,12 @@ pub trait Backend: Send + Sync + 'static {
     /// What the disk can do. Constant while it is open.
     fn capabilities(&self) -> Capabilities;
 
-    /// Opens this thread's handle. Called on the queue's thread, once a queue.
+    /// Opens this thread's handle. Called on the queue's thread, once a queue. Two engines may serve
+    /// one backend at the same time, each with queues of its own.
     fn open_queue(&self, context: &QueueContext<'_>) -> Result<Self::Queue>;
 
     /// The disk can be opened by everybody: what opening the backend has made now stays, and was to
-    /// be taken away again before. Called once.
+    /// be taken away again before. Called once, whatever number of engines serves it.
     fn started(&self) {}
 
     /// Makes everything durable; called once, after the last queue is gone.
@@ -56,7 +57,8 @@ pub trait Backend: Send + Sync + 'static {
 pub struct QueueContext<'a> {
     /// The queue's ring; clones are cheap handles on the same one.
     pub ring: &'a Ring,
-    /// Which queue of the device this is, from 0.
+    /// Which queue of its engine this is, from 0: where two engines serve one backend, each has a
+    /// queue 0.
     pub index: u16,
     /// How many requests can be in service at once.
     pub depth: u16,
@@ -73,6 +75,16 @@ pub trait Queue {
     #[inline]
     fn serve_now(&self, io: &Io, payload: &mut Payload<'_>) -> Option<IoResult> {
         let _ = (io, payload);
+        None
+    }
+
+    /// Whether a read or write is, as it is, one operation on one file. Then the queue starts that without
+    /// a future, and takes it for served when all its bytes were moved; when they were not, it calls
+    /// [`serve`](Self::serve) as if nothing had happened. Asked before
+    /// [`serve_now`](Self::serve_now), and never for a request without bytes.
+    #[inline]
+    fn single(&self, io: &Io) -> Option<Single> {
+        let _ = io;
         None
     }
 

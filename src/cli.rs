@@ -31,6 +31,7 @@ mod completions;
 mod detach;
 mod disk;
 mod down;
+mod exports;
 mod features;
 mod gc;
 mod isolated;

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 
 pub mod changes;
 pub mod file;
+mod keys;
 pub mod limits;
 pub mod nearest;
 mod section;

@@ -13,8 +13,9 @@ use crate::backend::dynamic::Dynamic;
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
 use crate::io::{Admission, Capabilities, Errno, Geometry, Io, IoResult, Op};
+use crate::payload::Place;
 use crate::port::remote::{Message, SlotWaker};
-use crate::port::ring::{Completion, Ring, Token, turn_capacity};
+use crate::port::ring::{Completion, Ring, Single, Token, turn_capacity};
 
 mod buffers;
 
@@ -51,6 +52,14 @@ pub trait FrontEnd {
 
     /// Completes the request `io` with `result`; its slot may arrive again afterwards.
     fn complete(&mut self, ring: &Ring, io: &Io, result: IoResult) -> Result<()>;
+
+    /// Whether the very next thing that [`complete`](Self::complete) would do for a request served in
+    /// full is one command that carries the slot's number, and that nobody but the driver looks at:
+    /// then the operation that serves the request and this command can be one chain.
+    fn can_chain(&self, io: &Io) -> bool {
+        let _ = io;
+        false
+    }
 
     /// Another thread called [`Remote::notify_front`](crate::port::remote::Remote::notify_front).
     fn notified(&mut self, ring: &Ring) -> Result<()> {
@@ -128,28 +137,31 @@ impl<B: Backend> Stack for B {
         let queue = self.open_queue(context)?;
         let ring = context.ring;
         let admission = Admission::new(&Backend::geometry(self), Backend::capabilities(self));
-        let payload = |io: &Io| buffers.payload(ring, io);
         let task = |io: Io| {
             let payload = buffers.payload(ring, &io);
             let queue = &queue;
             async move { queue.serve(io, payload?).await }
         };
-        let mut turns = Turns {
-            ring,
-            front,
-            slots: Slots::new(ring, context.depth, &task),
-            admit: |io: &Io| -> Option<IoResult> {
-                if let Err(errno) = admission.check(io) {
-                    return Some(Err(errno));
-                }
-                match payload(io) {
-                    Ok(mut payload) => queue.serve_now(io, &mut payload),
-                    Err(errno) => Some(Err(errno)),
-                }
-            },
-            task: &task,
-            stopping: false,
+        let admit = |io: &Io| {
+            if let Err(errno) = admission.check(io) {
+                return Admitted::Over(Err(errno));
+            }
+            let mut payload = match buffers.payload(ring, io) {
+                Ok(payload) => payload,
+                Err(errno) => return Admitted::Over(Err(errno)),
+            };
+            if io.len != 0
+                && let Some(single) = queue.single(io)
+            {
+                return Admitted::Single(single, payload.place());
+            }
+            match queue.serve_now(io, &mut payload) {
+                Some(result) => Admitted::Over(result),
+                None => Admitted::Task,
+            }
         };
+        let slots = Slots::new(ring, context.depth, &task);
+        let mut turns = Turns { ring, front, slots, admit, task: &task, stopping: false, alone: false };
         let result = turns.run();
         turns.drain();
         result
@@ -160,10 +172,22 @@ impl<B: Backend> Stack for B {
     }
 }
 
-/// A request in its slot, with the future that serves it.
+/// What becomes of a request that has arrived.
+enum Admitted {
+    /// It is answered, or refused.
+    Over(IoResult),
+    /// One operation serves it.
+    Single(Single, Place),
+    /// A future serves it.
+    Task,
+}
+
+/// A request in its slot, with the future that serves it, where it needs one.
 struct Slot<F> {
     task: Pin<Box<Option<F>>>,
     io: Option<Io>,
+    /// The end of a chain says how it went.
+    chained: bool,
     /// Set when the task has ended before all its operations have.
     result: Option<IoResult>,
     waker: Waker,
@@ -174,6 +198,10 @@ struct Slot<F> {
 struct Slots<F> {
     slots: Box<[Slot<F>]>,
     in_service: usize,
+    /// Those in service by one operation, alone or as the beginning of a chain.
+    single: usize,
+    /// Those of them in a chain.
+    chained: usize,
 }
 
 impl<F: Future<Output = IoResult>> Slots<F> {
@@ -181,9 +209,9 @@ impl<F: Future<Output = IoResult>> Slots<F> {
     fn new(ring: &Ring, depth: u16, _task: &impl Fn(Io) -> F) -> Slots<F> {
         let slot = |number| {
             let (waker, woken) = ring.remote().waker(number);
-            Slot { task: Box::pin(None), io: None, result: None, waker, woken }
+            Slot { task: Box::pin(None), io: None, chained: false, result: None, waker, woken }
         };
-        Slots { slots: (0..depth).map(slot).collect(), in_service: 0 }
+        Slots { slots: (0..depth).map(slot).collect(), in_service: 0, single: 0, chained: 0 }
     }
 }
 
@@ -195,12 +223,14 @@ struct Turns<'a, F, A, T> {
     admit: A,
     task: &'a T,
     stopping: bool,
+    /// This turn of the loop has one completion to react to.
+    alone: bool,
 }
 
 impl<F, A, T> Turns<'_, F, A, T>
 where
     F: Future<Output = IoResult>,
-    A: Fn(&Io) -> Option<IoResult>,
+    A: Fn(&Io) -> Admitted,
     T: Fn(Io) -> F,
 {
     fn run(&mut self) -> Result<()> {
@@ -209,6 +239,7 @@ where
         while !self.done() {
             self.ring.submit_and_wait().map_err(|error| Error::system("a queue's io_uring failed", error))?;
             self.ring.completions(&mut completions);
+            self.alone = completions.len() == 1;
             for completion in &completions {
                 self.react(completion)?;
             }
@@ -231,6 +262,7 @@ where
             self.front.give_up();
         }
         while self.ring.transfers_in_flight() != 0
+            || self.slots.single != 0
             || (0..depth).any(|slot| self.ring.slot(slot).in_flight() != 0)
         {
             if self.ring.submit_and_wait().is_err() {
@@ -239,8 +271,13 @@ where
             }
             self.ring.completions(&mut completions);
             for completion in &completions {
-                if let Token::Operation { slot, entry } = completion.token {
-                    self.ring.slot(slot).finish(entry, completion.result);
+                match completion.token {
+                    Token::Operation { slot, entry } => {
+                        self.ring.slot(slot).finish(entry, completion.result);
+                    }
+                    Token::Single(_) => self.slots.single -= 1,
+                    Token::Front(number) => drop(self.end_of_chain(number)),
+                    Token::Chained(_) | Token::Wake => {}
                 }
             }
             while let Some(message) = self.ring.remote().receive() {
@@ -258,12 +295,22 @@ where
     #[inline]
     fn react(&mut self, completion: &Completion) -> Result<()> {
         match completion.token {
-            Token::Front(number) => match self.front.arrived(self.ring, number, completion.result)? {
-                Arrival::One(io) => self.begin(io),
-                Arrival::Nothing => Ok(()),
-                Arrival::Many => self.begin_all(),
-            },
+            Token::Front(number) => {
+                if self.slots.chained != 0
+                    && let Some(io) = self.end_of_chain(number)
+                    && completion.result == -Errno::ECANCELED.number()
+                {
+                    return self.serve(io);
+                }
+                match self.front.arrived(self.ring, number, completion.result)? {
+                    Arrival::One(io) => self.begin(io),
+                    Arrival::Nothing => Ok(()),
+                    Arrival::Many => self.begin_all(),
+                }
+            }
             Token::Operation { slot, entry } => self.operation_ended(slot, entry, completion.result),
+            Token::Single(slot) => self.single_ended(slot, completion.result),
+            Token::Chained(_) => Ok(()),
             Token::Wake => {
                 self.ring.arm_wake().map_err(|error| Error::system("a queue's io_uring failed", error))
             }
@@ -292,19 +339,89 @@ where
         Ok(())
     }
 
-    /// A request arrived: refuse it, answer it at once, or start its task.
+    /// A request arrived: refuse it, answer it at once, or start what serves it.
     #[inline]
     fn begin(&mut self, io: Io) -> Result<()> {
-        if let Some(result) = (self.admit)(&io) {
-            return self.front.complete(self.ring, &io, result);
+        match (self.admit)(&io) {
+            Admitted::Over(result) => self.front.complete(self.ring, &io, result),
+            Admitted::Single(single, place) => self.start_single(io, single, place),
+            Admitted::Task => self.serve(io),
         }
+    }
+
+    /// Starts the task of a request.
+    #[inline]
+    fn serve(&mut self, io: Io) -> Result<()> {
+        let task = (self.task)(io);
+        self.take_slot(io).task.set(Some(task));
+        self.advance(io.slot)
+    }
+
+    #[inline]
+    fn take_slot(&mut self, io: Io) -> &mut Slot<F> {
         let slot = &mut self.slots.slots[usize::from(io.slot)];
         let free = self.ring.slot(io.slot).lend();
         debug_assert!(free && slot.io.is_none(), "a slot arrived that is in service");
         slot.io = Some(io);
-        slot.task.set(Some((self.task)(io)));
         self.slots.in_service += 1;
-        self.advance(io.slot)
+        slot
+    }
+
+    /// The slot's request is no longer in service.
+    #[inline]
+    fn give_slot_back(&mut self, number: u16) -> Option<Io> {
+        let io = self.slots.slots[usize::from(number)].io.take();
+        debug_assert!(io.is_some(), "a task without a request");
+        if io.is_some() {
+            self.slots.in_service -= 1;
+            self.ring.slot(number).give_back();
+        }
+        io
+    }
+
+    /// Starts the one operation of a request. Sends its completion right behind it where the front end can
+    /// and no other request is there whose operation would share the next turn: that saves a turn, and a
+    /// chain costs the kernel more than two entries do.
+    #[inline]
+    fn start_single(&mut self, io: Io, single: Single, place: Place) -> Result<()> {
+        let failed = |error| Error::system("a queue's io_uring failed", error);
+        let write = io.op == Op::Write;
+        let chained = self.alone && self.front.can_chain(&io);
+        self.take_slot(io).chained = chained;
+        if chained {
+            self.ring.start_chained(single, write, place).map_err(failed)?;
+            self.slots.single += 1;
+            self.slots.chained += 1;
+            self.front.complete(self.ring, &io, Ok(()))
+        } else {
+            self.ring.start_single(single, write, place).map_err(failed)?;
+            self.slots.single += 1;
+            Ok(())
+        }
+    }
+
+    /// The one operation of a request came back: it has served it, or a task has to.
+    #[inline]
+    fn single_ended(&mut self, number: u16, result: i32) -> Result<()> {
+        self.slots.single -= 1;
+        let Some(io) = self.give_slot_back(number) else { return Ok(()) };
+        match u64::try_from(result) == Ok(io.len) {
+            true => self.front.complete(self.ring, &io, Ok(())),
+            false => self.serve(io),
+        }
+    }
+
+    /// The command with this number came back. Where it was the end of a chain, yields the request that
+    /// the chain was about.
+    #[inline]
+    fn end_of_chain(&mut self, number: u32) -> Option<Io> {
+        let slot = self.slots.slots.get_mut(number as usize)?;
+        if !std::mem::take(&mut slot.chained) {
+            return None;
+        }
+        self.slots.chained -= 1;
+        self.slots.single -= 1;
+        self.give_slot_back(number as u16)
     }
 
     #[inline]
@@ -330,11 +447,7 @@ where
             && self.ring.slot(number).in_flight() == 0
         {
             slot.result = None;
-            let io = slot.io.take();
-            debug_assert!(io.is_some(), "a task without a request");
-            if let Some(io) = io {
-                self.slots.in_service -= 1;
-                self.ring.slot(number).give_back();
+            if let Some(io) = self.give_slot_back(number) {
                 return self.front.complete(self.ring, &io, result);
             }
         }

@@ -5,6 +5,7 @@
 //! | `ID.json` | [`Entry`]: which process serves which device, from the moment the device exists |
 //! | `ID.sock` | the server's control socket, see [`control`] |
 //! | `ID.log` | what a server in the background has to say |
+//! | `up-PID.json`, `up-PID.sock` | the same two of a process of `up`, see [`servers`] |
 //! | `lock` | held while files of a device are made or removed |
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub mod detach;
 pub mod devices;
 pub mod down;
 pub mod isolated;
+pub mod servers;
 pub mod survey;
 
 /// The variable that names another folder than [`DEFAULT_FOLDER`].
@@ -195,13 +197,16 @@ impl Registry {
 
     /// Writes an entry, whole or not at all.
     pub fn write(&self, entry: &Entry) -> Result<()> {
-        let path = self.entry(entry.id);
+        Registry::write_whole(&self.entry(entry.id), entry)
+    }
+
+    fn write_whole(path: &Path, entry: &impl Serialize) -> Result<()> {
         let temporary = path.with_extension(format!("json.{}", process::own_pid()));
         let write = || {
             let mut text = serde_json::to_string(entry)?;
             text.push('\n');
             fs::write(&temporary, text)?;
-            fs::rename(&temporary, &path)
+            fs::rename(&temporary, path)
         };
         write().map_err(|error: io::Error| {
             let _ = remove_if_there(&temporary);

@@ -1,8 +1,9 @@
-//! The main thread of a process that serves devices: one for `attach`, many for `up`.
+//! The main thread of a process that serves disks: one device for `attach`, many devices and exports
+//! for `up`.
 //!
 //! It never blocks for long: what can take its time (opening, starting, stopping, reading the file
 //! again) runs on threads of their own, while this one answers signals and the control sockets.
-//! What becomes of one device is in `server/served.rs`, what concerns all of them is here.
+//! What becomes of one disk is in `server/served.rs`, what concerns all of them is here.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,17 +18,22 @@ use crate::port::notify::Notifier;
 use crate::port::signal::{Signal, Signals};
 use crate::port::{socket, thread};
 use crate::registry::Registry;
+use crate::registry::control::Reply;
 
 mod clients;
 mod disk;
 pub mod exports;
+mod network;
 mod plan;
+mod presence;
 mod reloading;
 mod served;
 mod stopping;
 
-pub use plan::{Change, Job, Key, Plan, Ready, Service, Source};
+pub use plan::{Change, Engines, Entrance, Job, Key, Offering, Plan, Ready, Service, Shown, Source};
 
+use network::Network;
+use presence::Presence;
 use reloading::Reloading;
 use served::{Around, Event, Phase, Served, What};
 use stopping::Stopped;
@@ -53,29 +59,49 @@ pub fn run(
     registry: Registry,
     ready: &mut dyn FnMut(&Ready) -> Result<()>,
 ) -> Result<()> {
-    run_all(Service::of(plan), signals, registry, &mut |devices| devices.iter().try_for_each(&mut *ready))
+    run_all(Service::of(plan), signals, registry, &mut |disks| {
+        disks.iter().try_for_each(|disk| match disk {
+            Shown::Device(device) => ready(device),
+            Shown::Export(_) => Ok(()),
+        })
+    })
 }
 
-/// As [`run`], with as many devices as there are in `service`. It ends when the last of them is
+/// As [`run`], with as many disks as there are in `service`. It ends when the last of them is
 /// gone; when one cannot be had at the start, there is none.
 pub fn run_all(
     service: Service,
     signals: Signals,
     registry: Registry,
-    ready: &mut dyn FnMut(&[Ready]) -> Result<()>,
+    ready: &mut dyn FnMut(&[Shown]) -> Result<()>,
 ) -> Result<()> {
     let _guard = thread::AbortOnPanic;
     registry.create()?;
-    let mut server = Server::new(service, registry, signals, Arc::new(disk::ublk))?;
+    let presence = service.config.as_ref().map(|config| Presence::new(&registry, config)).transpose()?;
+    let network = service.entrance.as_ref().map(Network::listen).transpose()?;
+    let make = network::maker(network.as_ref());
+    let mut server = Server::new(service, registry, signals, make)?;
+    (server.presence, server.network) = (presence, network);
     while !server.turn(ready)? {}
     server.notifier.stopping();
-    server.error.map_or(Ok(()), Err)
+    // Nobody listens any more when somebody hears that it is over.
+    server.network = None;
+    // Who wanted it gone before it was there has got what they wanted.
+    let result = server.error.take().map_or(Ok(()), Err);
+    if let Some(presence) = server.presence.take() {
+        presence.leave(if server.told && !server.handed_over { &Ok(()) } else { &result });
+    }
+    result
 }
 
 struct Server {
     around: Around,
     signals: Signals,
     served: Vec<Served>,
+    /// How a process of `up` is found, also when it has no device.
+    presence: Option<Presence>,
+    /// Where NBD clients come to.
+    network: Option<Network>,
     reloading: Reloading,
     notifier: Notifier,
     events: Receiver<Event>,
@@ -84,8 +110,10 @@ struct Server {
     refused: Option<Deadline>,
     /// Whoever waited for the disks has them.
     handed_over: bool,
-    /// All devices are to go, and none is to come.
+    /// All disks are to go, and none is to come.
     ending: bool,
+    /// Somebody has asked for that over a control socket.
+    told: bool,
     /// Why the process ends, where it was not a wish.
     error: Option<Error>,
 }
@@ -99,6 +127,8 @@ impl Server {
             around: Around::new(registry, service.config, make, sender, waker),
             signals,
             served: service.jobs.into_iter().map(Served::new).collect(),
+            presence: None,
+            network: None,
             reloading: Reloading::new(service.source),
             notifier: service.notifier,
             events,
@@ -106,15 +136,17 @@ impl Server {
             refused: None,
             handed_over: false,
             ending: false,
+            told: false,
             error: None,
         })
     }
 
     /// Waits for something to happen and deals with it. True when there is nothing left to serve.
-    fn turn(&mut self, ready: &mut dyn FnMut(&[Ready]) -> Result<()>) -> Result<bool> {
+    fn turn(&mut self, ready: &mut dyn FnMut(&[Shown]) -> Result<()>) -> Result<bool> {
         self.start_waiting();
         let mut polled = vec![(self.signals.as_fd(), false), (self.woken.as_fd(), false)];
         polled.extend(self.served.iter().flat_map(|served| served.clients.polled()));
+        polled.extend(self.presence.iter().flat_map(Presence::polled));
         socket::poll(&polled, LOOK_EVERY).map_err(|error| Error::system("cannot wait for events", error))?;
         drop(polled);
         while let Some(signal) = self.signals.take() {
@@ -129,12 +161,17 @@ impl Server {
         for served in &mut self.served {
             served.look_for_failure(&self.around);
         }
-        let wishes: Vec<_> =
+        let mut wishes: Vec<_> =
             self.served.iter_mut().flat_map(|served| served.serve_clients(&self.around)).collect();
+        let served = &self.served;
+        let exports =
+            || Reply::Exports { exports: served.iter().filter_map(Served::export_status).collect() };
+        wishes.extend(self.presence.as_mut().and_then(|presence| presence.serve(&exports)));
         if let Some(wish) =
             wishes.into_iter().filter(|wish| wish.all).reduce(|a, b| if a.force { a } else { b })
         {
             log(if wish.force { "told to end, by force" } else { "told to end" });
+            self.told = true;
             self.end(wish.force);
         }
         self.settle_reload();
@@ -145,7 +182,7 @@ impl Server {
     /// Starts what may start now. One after the other until each has its id, so that ids are given
     /// in the order of the file, and those that were asked for before those that are not.
     fn start_waiting(&mut self) {
-        if self.served.iter().any(Served::waits_for_id) {
+        if self.served.iter().any(Served::waits_for_place) {
             return;
         }
         let asks_for_id = |served: &Served| served.waiting().is_some_and(|job| job.id.is_some());
@@ -162,7 +199,7 @@ impl Server {
             Some((at, None)) => self.served[at].start(&self.around),
             Some((at, Some(name))) => {
                 let spec = &self.served[at].spec;
-                log(&format!("cannot serve {spec}: {name} has its id or its file and stays"));
+                log(&format!("cannot serve {spec}: {name} has its id, its name or its file and stays"));
                 drop(self.served[at].gone(Ok(()), false, &self.around));
             }
         }
@@ -171,8 +208,13 @@ impl Server {
     /// What a job still has to wait for.
     fn obstacle(&self, job: &Job) -> Obstacle {
         let mut obstacle = Obstacle::None;
-        let in_the_way =
-            |other: &&Served| job.after.contains(&other.key) || (job.id.is_some() && other.id() == job.id);
+        let in_the_way = |other: &&Served| {
+            let has_id = job.id.is_some() && other.id() == job.id;
+            let has_name = job.name.is_some() && other.export_name == job.name;
+            // What waits as well, it itself too, has no name yet.
+            let waits = other.waiting().is_some();
+            job.after.contains(&other.key) || has_id || (has_name && !waits)
+        };
         for other in self.served.iter().filter(in_the_way) {
             match other.phase {
                 Phase::Gone(_) => {}
@@ -202,6 +244,9 @@ impl Server {
             }
             What::Stopped(Stopped::Refused(device, error)) => {
                 log(&error.to_string());
+                if let Some(presence) = &mut self.presence {
+                    presence.refuse(&error);
+                }
                 if self.refused.is_some_and(|until| !until.passed()) {
                     log("another signal within a minute detaches it all the same");
                 }
@@ -213,7 +258,7 @@ impl Server {
         }
     }
 
-    /// A device is gone, or as far gone as it will get.
+    /// A disk is gone, or as far gone as it will get.
     fn gone(&mut self, at: usize, result: Result<()>) {
         let name = self.served[at].name();
         let error = match self.served[at].gone(result, self.handed_over, &self.around) {
@@ -223,7 +268,7 @@ impl Server {
         };
         let is_last = self.served.iter().all(|served| matches!(served.phase, Phase::Gone(_)));
         match &self.error {
-            // Before anybody has heard of any device, it is all of them or none.
+            // Before anybody has heard of any disk, it is all of them or none.
             None if !self.handed_over => self.fail(error),
             None if self.ending || is_last => self.error = Some(error),
             _ => log(&format!("{}: {error}", self.served[at].spec)),
@@ -236,7 +281,7 @@ impl Server {
         self.end(true);
     }
 
-    /// Takes all devices away, each under the rules of its own.
+    /// Takes all disks away, each under the rules of its own.
     fn end(&mut self, force: bool) {
         self.ending = true;
         for served in &mut self.served {
@@ -245,21 +290,36 @@ impl Server {
     }
 
     /// Says that everything is there, when it is.
-    fn hand_over(&mut self, ready: &mut dyn FnMut(&[Ready]) -> Result<()>) {
+    fn hand_over(&mut self, ready: &mut dyn FnMut(&[Shown]) -> Result<()>) {
         if self.handed_over || self.ending {
             return;
         }
-        let devices: Vec<Ready> = self.served.iter().filter_map(Served::ready).collect();
+        let disks: Vec<Shown> = self.served.iter().filter_map(Served::shown).collect();
         let present = self.served.iter().filter(|served| !matches!(served.phase, Phase::Gone(_))).count();
-        if devices.is_empty() || devices.len() < present {
+        if disks.is_empty() || disks.len() < present {
             return;
         }
-        match ready(&devices) {
+        match self.network.as_mut().map_or(Ok(()), Network::open).and_then(|()| ready(&disks)) {
             Ok(()) => {
                 self.handed_over = true;
-                self.notifier.ready(&serving(devices.len()));
+                self.notifier.ready(&self.serving());
             }
             Err(error) => self.fail(error),
+        }
+    }
+
+    /// What is served at this moment, for people.
+    fn serving(&self) -> String {
+        let live: Vec<(bool, bool)> = self.served.iter().map(Served::live_as).collect();
+        let devices = live.iter().filter(|live| live.0).count();
+        let count = |count: usize, what: &str| match count {
+            1 => format!("1 {what}"),
+            count => format!("{count} {what}s"),
+        };
+        match live.iter().filter(|live| live.1).count() {
+            0 => format!("serving {}", count(devices, "device")),
+            exports if devices == 0 => format!("serving {}", count(exports, "export")),
+            exports => format!("serving {} and {}", count(devices, "device"), count(exports, "export")),
         }
     }
 
@@ -312,13 +372,6 @@ enum Obstacle {
     Goes,
     /// Something that stays.
     Stays(String),
-}
-
-fn serving(devices: usize) -> String {
-    match devices {
-        1 => "serving 1 device".to_owned(),
-        devices => format!("serving {devices} devices"),
-    }
 }
 
 /// Ends the process where even a second wish to end has not helped.

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use crate::config::Spec;
 use crate::config::changes::changes;
-use crate::config::file::{self, At, Config, Device};
+use crate::config::file::{self, At, Config, Device, Disk, Export, Listen, Nbd};
 use crate::config::limits::Limits;
+use crate::engine::nbd;
 use crate::engine::ublk::{Options, Wish};
 use crate::error::{Error, Kind, Result};
 use crate::port::system;
-use crate::server::{Change, Job, Key, Plan, Source};
+use crate::server::exports::{self, Address};
+use crate::server::{Change, Engines, Entrance, Job, Key, Offering, Plan, Source};
 use crate::stack::{OpenOptions, SpecTable};
 
 mod same_file;
@@ -71,17 +73,30 @@ fn in_line(name: &str, line: usize, error: &Error) -> Error {
     Error::new(error.kind(), format!("{name}, line {line}"), error.to_string())
 }
 
-/// Refuses what the file may ask for and this version cannot serve.
-fn can_serve(path: &Path, config: &Config) -> Result<()> {
-    let refused = |line: usize, why: &str, cure: &str| {
-        let what = format!("{}, line {line}", path.display());
-        Err(Error::new(Kind::Unsupported, what, why).cure(cure))
+/// Where the clients of the file's exports come to. An address that other machines can reach is
+/// refused unless the file insists.
+pub fn entrance(path: &Path, config: &Config) -> Result<Option<Entrance>> {
+    let name = path.display().to_string();
+    let address = |listen: &At<Listen>| {
+        let address = match &listen.part {
+            // Absolute, since that is what the URI needs.
+            Listen::Unix(path) => std::path::absolute(path).map(Address::Unix),
+            Listen::Tcp { host, port } => exports::resolve(host, *port).map(Address::Tcp),
+        };
+        let at_line = |error: &Error| in_line(&name, listen.line, error);
+        let address =
+            address.map_err(|error| at_line(&Error::system("cannot find where to listen", error)))?;
+        if !config.nbd.insecure_listen && address.is_reachable() {
+            return Err(at_line(&exports::refused(
+                &address,
+                "say insecure-listen = true under [nbd] if you mean it",
+            )));
+        }
+        Ok(address)
     };
-    if let Some(export) = config.exports.first() {
-        let why = "this version of `up` serves devices and no exports yet";
-        return refused(export.line, why, "take the [[export]] and [nbd] tables out");
-    }
-    Ok(())
+    let addresses = config.nbd.listen.iter().map(address).collect::<Result<Vec<_>>>()?;
+    let max_connections = config.nbd.max_connections;
+    Ok((!addresses.is_empty()).then_some(Entrance { addresses, max_connections }))
 }
 
 /// What the file wants, and what was made of it so far.
@@ -91,9 +106,53 @@ pub struct Wanted {
     table: Arc<SpecTable>,
     /// What a person should know about each disk of this process.
     notes: Vec<String>,
-    /// Every device that a server was asked for.
-    known: BTreeMap<Key, Device>,
+    /// Every disk that a server was asked for.
+    known: BTreeMap<Key, Part>,
+    /// What stood under `[nbd]` at the start.
+    nbd: Option<Nbd>,
     next: Key,
+}
+
+/// A disk of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Device(Device),
+    Export(Export),
+}
+
+impl Part {
+    fn disk(&self) -> &Disk {
+        match self {
+            Part::Device(device) => &device.disk,
+            Part::Export(export) => &export.disk,
+        }
+    }
+
+    fn id(&self) -> Option<u32> {
+        if let Part::Device(device) = self { device.id } else { None }
+    }
+
+    fn export_name(&self) -> Option<&String> {
+        match self {
+            Part::Device(device) => device.export.as_ref(),
+            Part::Export(export) => Some(&export.name),
+        }
+    }
+}
+
+/// Everything that the file has, devices first, each with its line.
+fn parts(config: &Config) -> Vec<At<Part>> {
+    let devices =
+        config.devices.iter().map(|device| At { line: device.line, part: Part::Device(device.part.clone()) });
+    let exports =
+        config.exports.iter().map(|export| At { line: export.line, part: Part::Export(export.part.clone()) });
+    devices.chain(exports).collect()
+}
+
+/// What cannot change while it is up, wherever in the file it stands.
+fn without_lines(nbd: &Nbd) -> Nbd {
+    let listen = nbd.listen.iter().map(|listen| At { line: 0, part: listen.part.clone() }).collect();
+    Nbd { listen, ..nbd.clone() }
 }
 
 impl std::fmt::Debug for Wanted {
@@ -103,18 +162,29 @@ impl std::fmt::Debug for Wanted {
 }
 
 impl Wanted {
-    /// Nothing yet; [`Source::reload`] with no devices yields all that the file wants.
+    /// Nothing yet.
     pub fn new(path: PathBuf, table: Arc<SpecTable>, notes: Vec<String>) -> Wanted {
-        Wanted { path, table, notes, known: BTreeMap::new(), next: 0 }
+        Wanted { path, table, notes, known: BTreeMap::new(), nbd: None, next: 0 }
     }
 
-    /// How a device is opened. Carried out at once where nothing is in its way, so that what cannot
+    /// All that the file wants: every disk, and where clients come to. Called once, before the first
+    /// [`Source::reload`].
+    pub fn start(&mut self) -> Result<(Vec<Job>, Option<Entrance>)> {
+        let config = check(&self.path, &self.table)?;
+        let entrance = entrance(&self.path, &config)?;
+        let jobs = self.change(&config, &[])?.start;
+        self.nbd = Some(without_lines(&config.nbd));
+        Ok((jobs, entrance))
+    }
+
+    /// How a disk is opened. Carried out at once where nothing is in its way, so that what cannot
     /// be opened is known before anything else is touched.
-    fn job(&self, device: &At<Device>, key: Key, after: Vec<Key>, opens_later: bool) -> Result<Job> {
-        let (name, line, part) = (self.path.display().to_string(), device.line, device.part.clone());
+    fn job(&self, at: &At<Part>, key: Key, after: Vec<Key>, opens_later: bool) -> Result<Job> {
+        let (file, line, part) = (self.path.display().to_string(), at.line, at.part.clone());
         let (table, notes) = (self.table.clone(), self.notes.clone());
-        let (spec, id) = (with_filters(&part.disk.spec, &part.disk.filters), part.id);
-        let open = move || open(&part, &table, notes).map_err(|error| in_line(&name, line, &error));
+        let spec = with_filters(&part.disk().spec, &part.disk().filters);
+        let (id, name) = (part.id(), part.export_name().cloned());
+        let open = move || open(&part, &table, notes).map_err(|error| in_line(&file, line, &error));
         let open: Box<dyn FnOnce() -> Result<Plan> + Send> = match opens_later {
             true => Box::new(open),
             false => {
@@ -122,7 +192,7 @@ impl Wanted {
                 Box::new(|| Ok(plan))
             }
         };
-        Ok(Job { key, spec, id, after, open })
+        Ok(Job { key, spec, id, name, after, open })
     }
 }
 
@@ -130,10 +200,21 @@ fn data_path(device: &Device) -> Result<Wish> {
     device.data_path.as_deref().map_or(Ok(Wish::Auto), str::parse)
 }
 
-fn open(device: &Device, table: &SpecTable, notes: Vec<String>) -> Result<Plan> {
-    let disk = &device.disk;
-    let options = OpenOptions { read_only: disk.read_only, block_size: disk.block_size, engine_unit: None };
+fn open(part: &Part, table: &SpecTable, notes: Vec<String>) -> Result<Plan> {
+    let disk = part.disk();
+    let (engines, engine_unit) = match part {
+        Part::Device(device) => (of_device(device)?, None),
+        Part::Export(export) => {
+            let options = nbd::Options { queues: export.queues, depth: export.depth };
+            (Engines::Nbd(Offering { name: export.name.clone(), options }), Some(nbd::UNIT))
+        }
+    };
+    let options = OpenOptions { read_only: disk.read_only, block_size: disk.block_size, engine_unit };
     let stack = table.open_with(&disk.spec, &disk.filters, &options)?;
+    Ok(Plan { spec: with_filters(&disk.spec, &disk.filters), stack, engines, notes })
+}
+
+fn of_device(device: &Device) -> Result<Engines> {
     let options = Options {
         id: device.id,
         queues: device.queues,
@@ -142,32 +223,53 @@ fn open(device: &Device, table: &SpecTable, notes: Vec<String>) -> Result<Plan> 
         data_path: data_path(device)?,
         registered_tags: None,
     };
-    Ok(Plan { spec: with_filters(&disk.spec, &disk.filters), stack, options, notes })
+    Ok(match &device.export {
+        None => Engines::Ublk(options),
+        Some(name) => {
+            let as_device = nbd::Options { queues: device.queues, depth: device.depth };
+            Engines::Both(options, Offering { name: name.clone(), options: as_device })
+        }
+    })
 }
 
 impl Source for Wanted {
     fn reload(&mut self, served: &[Key]) -> Result<Change> {
         let config = check(&self.path, &self.table)?;
-        can_serve(&self.path, &config)?;
-        let there: Vec<(Key, Device)> =
+        if self.nbd.as_ref().is_some_and(|nbd| *nbd != without_lines(&config.nbd)) {
+            let line = config.nbd.listen.first().map_or(1, |listen| listen.line);
+            let what = format!("{}, line {line}", self.path.display());
+            let why = "[nbd] has changed, which cannot be done while it is up";
+            return Err(Error::new(Kind::Unsupported, what, why).cure(
+                "put it back, or take everything down and up again: `systemctl restart`, or `down` and `up`",
+            ));
+        }
+        self.change(&config, served)
+    }
+}
+
+impl Wanted {
+    /// What has to be done to come from what is served to what the file wants.
+    fn change(&mut self, config: &Config, served: &[Key]) -> Result<Change> {
+        let there: Vec<(Key, Part)> =
             served.iter().filter_map(|key| Some((*key, self.known.get(key)?.clone()))).collect();
-        let old: Vec<Device> = there.iter().map(|(_, device)| device.clone()).collect();
-        let new: Vec<Device> = config.devices.iter().map(|device| device.part.clone()).collect();
+        let wanted = parts(config);
+        let old: Vec<Part> = there.iter().map(|(_, part)| part.clone()).collect();
+        let new: Vec<Part> = wanted.iter().map(|at| at.part.clone()).collect();
         let changes = changes(&old, &new);
-        let going: Vec<&(Key, Device)> = changes.stop.iter().map(|at| &there[*at]).collect();
+        let going: Vec<&(Key, Part)> = changes.stop.iter().map(|at| &there[*at]).collect();
         let mut start = Vec::new();
         let mut added = BTreeMap::new();
         for place in changes.start {
-            let device = &config.devices[place];
-            let file = Place::of(&device.part.disk.spec, &self.table);
+            let at = &wanted[place];
+            let file = Place::of(&at.part.disk().spec, &self.table);
             let has_file =
-                |other: &Device| file.is_some() && Place::of(&other.disk.spec, &self.table) == file;
+                |other: &Part| file.is_some() && Place::of(&other.disk().spec, &self.table) == file;
             let after: Vec<Key> =
                 going.iter().filter(|(_, other)| has_file(other)).map(|(key, _)| *key).collect();
             let opens_later = !after.is_empty();
             let key = self.next + start.len() as Key;
-            start.push(self.job(device, key, after, opens_later)?);
-            added.insert(key, device.part.clone());
+            start.push(self.job(at, key, after, opens_later)?);
+            added.insert(key, at.part.clone());
         }
         // From here on nothing fails.
         let stop = going.into_iter().map(|(key, _)| *key).collect();
@@ -257,7 +359,55 @@ mod tests {
         assert_eq!(change.start[0].after, [0]);
         drop(plan);
         let plan = (change.start.into_iter().next().unwrap().open)().unwrap();
-        assert_eq!(plan.options.depth, 8);
+        assert!(matches!(plan.engines, Engines::Ublk(options) if options.depth == 8), "{plan:?}");
+    }
+
+    #[test]
+    fn exports_are_wanted_as_devices_are_and_the_door_stays_where_it_is() {
+        let mut scene = Scene::new();
+        let spec = format!("file:{}", scene.image("a.img"));
+        let nbd = "[nbd]\nlisten = [\"unix:nbd.sock\", \"tcp:127.0.0.1:1\"]\nmax-connections = 5\n";
+        let export =
+            |name: &str, more: &str| format!("[[export]]\nname = \"{name}\"\nspec = \"{spec}\"\n{more}");
+        std::fs::write(
+            &scene.wanted.path,
+            format!("{nbd}{}{}", export("a", ""), device("ram:1M", "export = \"b\"")),
+        )
+        .unwrap();
+        let (jobs, entrance) = scene.wanted.start().unwrap();
+        let names: Vec<_> = jobs.iter().map(|job| (job.name.as_deref(), job.id)).collect();
+        assert_eq!(names, [(Some("b"), None), (Some("a"), None)], "devices first");
+        let entrance = entrance.unwrap();
+        assert_eq!((entrance.addresses.len(), entrance.max_connections), (2, 5));
+        assert!(matches!(&entrance.addresses[0], Address::Unix(path) if path.is_absolute()));
+        let mut plans = jobs.into_iter().map(|job| (job.open)().unwrap());
+        let (both, alone) = (plans.next().unwrap(), plans.next().unwrap());
+        assert!(matches!(&both.engines, Engines::Both(_, offering) if offering.name == "b"));
+        assert!(matches!(&alone.engines, Engines::Nbd(offering) if offering.name == "a"));
+        assert_eq!(both.stack.geometry().logical_block_size, 512);
+        assert_eq!(alone.stack.geometry().logical_block_size, 1, "its clients count in bytes");
+        // The same file becomes a device's, once the export has let go of it.
+        let moved = device(&spec, "export = \"a\"");
+        let change = scene.reload(&format!("{nbd}{moved}"), &[0, 1]).unwrap();
+        assert_eq!(summary(&change), (vec![0, 1], vec![(2, spec.clone(), vec![1])]));
+        let before = scene.wanted.known.clone();
+        for other in [nbd.replace("nbd.sock", "other.sock"), nbd.replace('5', "6"), String::new()] {
+            let text = format!("{other}{}", device("ram:1M", ""));
+            let error = scene.reload(&text, &[0, 1]).err().unwrap().to_string();
+            assert!(error.contains("[nbd] has changed") && error.contains("restart"), "{error}");
+            assert_eq!(scene.wanted.known, before);
+        }
+    }
+
+    #[test]
+    fn where_other_machines_can_connect_somebody_has_to_insist() {
+        let mut scene = Scene::new();
+        let text = "[[export]]\nname = \"a\"\nspec = \"ram:1M\"\n[nbd]\nlisten = [\"tcp:0.0.0.0:10809\"]\n";
+        std::fs::write(&scene.wanted.path, text).unwrap();
+        let error = scene.wanted.start().err().unwrap().to_string();
+        assert!(error.contains("up.toml, line 5") && error.contains("insecure-listen = true"), "{error}");
+        std::fs::write(&scene.wanted.path, format!("{text}insecure-listen = true\n")).unwrap();
+        assert!(scene.wanted.start().unwrap().1.is_some());
     }
 
     #[test]
@@ -272,7 +422,6 @@ mod tests {
             (&device("ram:1M", "filters = [\"lgo\"]"), "did you mean log?"),
             (&device("ram:1M", "data-path = \"by-hand\""), "by-hand"),
             (nowhere.as_str(), "line 4: cannot use /nowhere/at-all"),
-            ("[nbd]\nlisten=[\"unix:/a\"]\n[[export]]\nname=\"a\"\nspec=\"ram:1M\"\n", "no exports yet"),
         ] {
             let error = scene.reload(text, &[0]).err().unwrap().to_string();
             assert!(error.contains(said) && error.contains("up.toml, line "), "{error}");

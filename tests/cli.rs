@@ -219,7 +219,7 @@ fn a_file_of_up_is_checked_before_anything_is_touched() {
     assert_eq!(host.works(&["up", "--check", name]), "");
     let device = |spec: &str, more: &str| format!("[[device]]\nspec = \"{spec}\"\n{more}\n");
     let new = device("file:new.img,size=1M", "");
-    let export = "[nbd]\nlisten = [\"unix:/x\"]\n[[export]]\nname = \"a\"\nspec = \"ram:1M\"\n";
+    let export = "[[export]]\nname = \"a\"\nspec = \"ram:1M\"\n[nbd]\nlisten = [\"tcp:0.0.0.0:10809\"]\n";
     for (text, said) in [
         (String::new(), &["line 1", "nothing to serve", "[[device]]"][..]),
         (device("ram:1M", "quues = 1"), &["line 3", "quues", "did you mean queues?"]),
@@ -228,6 +228,8 @@ fn a_file_of_up_is_checked_before_anything_is_touched() {
         (format!("{new}{}", device("file:./new.img", "")), &["line 4", "the same file as that of line 1"]),
         (device("ram:1M", "id = 1").repeat(2), &["line 4", "two devices with id 1"]),
         (device("ram:1M", "filters = [\"lgo\"]"), &["line 1", "did you mean log?"]),
+        (export.to_owned(), &["line 5", "other machines can reach it", "insecure-listen = true"]),
+        (device("ram:1M", "export = \"a\""), &["line 1", "nowhere to listen"]),
     ] {
         write(&text);
         for arguments in [&["up", "--check", name][..], &["up", name]] {
@@ -239,11 +241,8 @@ fn a_file_of_up_is_checked_before_anything_is_touched() {
             assert_eq!(error.lines().count(), 1, "{error}");
         }
     }
-    // What is right and cannot be served says so when it is to be served.
-    write(export);
+    write(&format!("{export}insecure-listen = true\n"));
     host.works(&["up", "--check", name]);
-    let error = host.fails(1, &["up", name]);
-    assert!(error.contains("up.toml, line ") && error.contains("no exports yet"), "{error}");
     let error = host.fails(1, &["up", "/nowhere/up.toml"]);
     assert!(error.contains("/nowhere/up.toml") && error.contains("docs/config.md"), "{error}");
     assert!(host.fails(1, &["down", name]).contains("nothing is up from this file"));
@@ -263,10 +262,16 @@ fn up_without_ublk_says_so_and_leaves_nothing() {
     let path = host.folder.join("up.toml");
     // Relative to the folder of the file, not to the one this runs in.
     let text = "[[device]]\nspec = \"ram:1M\"\n[[device]]\nspec = \"file:new.img,size=1M\"\n";
-    std::fs::write(&path, text).unwrap();
-    let error = host.fails(1, &["up", path.to_str().unwrap()]);
-    assert!(error.contains("no ublk"), "{error}");
-    assert!(host.is_clean() && !host.folder.join("new.img").exists());
+    // Nor is there an export when there is no device.
+    let export =
+        "[nbd]\nlisten = [\"unix:s\"]\n[[export]]\nname = \"a\"\nspec = \"file:other.img,size=1M\"\n";
+    for text in [text.to_owned(), format!("{text}{export}"), format!("{text}export = \"b\"\n{export}")] {
+        std::fs::write(&path, text).unwrap();
+        let error = host.fails(1, &["up", path.to_str().unwrap()]);
+        assert!(error.contains("no ublk"), "{error}");
+        let left = |name: &str| host.folder.join(name).exists();
+        assert!(host.is_clean() && !left("new.img") && !left("other.img") && !left("s"));
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::io::{Capabilities, Geometry, Io, IoResult};
 use crate::payload::Payload;
 use crate::port::arena::{Arena, Placed};
+use crate::port::ring::Single;
 
 /// Any backend.
 #[derive(Clone)]
@@ -80,6 +81,11 @@ impl fmt::Debug for DynamicQueue {
 
 impl Queue for DynamicQueue {
     #[inline]
+    fn single(&self, io: &Io) -> Option<Single> {
+        self.0.single(io)
+    }
+
+    #[inline]
     fn serve_now(&self, io: &Io, payload: &mut Payload<'_>) -> Option<IoResult> {
         self.0.serve_now(io, payload)
     }
@@ -136,6 +142,7 @@ impl<B: Backend> ErasedBackend for B {
 
 /// [`Queue`], as far as it can be called through a pointer.
 trait ErasedQueue {
+    fn single(&self, io: &Io) -> Option<Single>;
     fn serve_now(&self, io: &Io, payload: &mut Payload<'_>) -> Option<IoResult>;
     fn serve<'a>(&'a self, io: Io, payload: Payload<'a>) -> Placed<'a, IoResult>;
     fn spilled(&self) -> u64;
@@ -147,6 +154,11 @@ struct Erased<Q> {
 }
 
 impl<Q: Queue> ErasedQueue for Erased<Q> {
+    #[inline]
+    fn single(&self, io: &Io) -> Option<Single> {
+        self.queue.single(io)
+    }
+
     #[inline]
     fn serve_now(&self, io: &Io, payload: &mut Payload<'_>) -> Option<IoResult> {
         self.queue.serve_now(io, payload)

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::file;
-use crate::port::ring::{AllocateMode, FixedFile, Ring};
+use crate::port::ring::{AllocateMode, FixedFile, Ring, Single};
 
 mod created;
 mod open;
@@ -136,6 +136,16 @@ pub struct FileQueue {
 }
 
 impl Queue for FileQueue {
+    #[inline]
+    fn single(&self, io: &Io) -> Option<Single> {
+        let durable = io.flags.contains(Flags::FUA);
+        matches!(io.op, Op::Read | Op::Write).then_some(Single {
+            file: self.file,
+            offset: io.offset,
+            durable,
+        })
+    }
+
     #[inline]
     async fn serve(&self, io: Io, mut payload: Payload<'_>) -> IoResult {
         match io.op {

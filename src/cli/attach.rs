@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::port::signal::Signals;
 use crate::registry::Registry;
 use crate::sandbox;
-use crate::server::{self, Plan, Ready};
+use crate::server::{self, Engines, Plan, Ready};
 use crate::stack::{OpenOptions, SpecTable};
 use crate::up;
 
@@ -129,7 +129,7 @@ fn plan(arguments: &Arguments, table: &SpecTable) -> Result<Plan> {
     let filters = disk::filters(&arguments.filters)?;
     let stack = table.open_with(&spec, &filters, &open)?;
     let spec = up::with_filters(&spec, &filters);
-    Ok(Plan { spec, stack, options, notes })
+    Ok(Plan { spec, stack, engines: Engines::Ublk(options), notes })
 }
 
 /// What the numbers of the command line mean, all of them checked.

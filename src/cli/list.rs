@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::output;
+use super::{exports, output};
 use crate::config::human_size;
 use crate::error::Result;
 use crate::registry::survey::{Seen, survey};
 use crate::registry::{Registry, devices};
 
-/// Lists the ublk disks of this machine and how they are.
+/// Lists the ublk disks of this machine and how they are, and what processes of `up` offer to NBD
+/// clients.
 ///
 /// The state is `starting`, `live`, `stopping`, `hung` (the server does not answer), `dead` (the
 /// server is gone; `blockhaus gc` cleans up) or `foreign` (made by another program).
@@ -20,6 +21,10 @@ pub(super) struct Arguments {
     /// Print a JSON array with an object for each disk.
     #[arg(long)]
     json: bool,
+
+    /// Only exports, and no disks.
+    #[arg(long)]
+    exports: bool,
 }
 
 /// What is said about every disk.
@@ -60,7 +65,12 @@ impl Summary {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let seen = survey(&Registry::of_host(), None);
+    let registry = Registry::of_host();
+    if arguments.exports {
+        exports::list(&registry, arguments.json, true)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let seen = survey(&registry, None);
     let summaries: Vec<Summary> = seen.iter().map(Summary::of).collect();
     if arguments.json {
         output::json(&summaries)?;
@@ -68,16 +78,17 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     if summaries.is_empty() {
         output::note("there are no ublk disks; `blockhaus attach ram:1G` makes one");
-        return Ok(ExitCode::SUCCESS);
+    } else {
+        let headings = ["ID", "DEVICE", "STATE", "SIZE", "QUEUES", "DEPTH", "PID", "UPTIME", "SPEC"];
+        let rows: Vec<Vec<String>> = summaries.iter().map(row).collect();
+        output::raw(output::table(&headings, &rows).as_bytes())?;
     }
-    let headings = ["ID", "DEVICE", "STATE", "SIZE", "QUEUES", "DEPTH", "PID", "UPTIME", "SPEC"];
-    let rows: Vec<Vec<String>> = summaries.iter().map(row).collect();
-    output::raw(output::table(&headings, &rows).as_bytes())?;
     for (seen, summary) in seen.iter().zip(&summaries) {
         if let Some(why) = &seen.why {
             output::note(&format!("{}: {why}", summary.device));
         }
     }
+    exports::list(&registry, false, false)?;
     Ok(ExitCode::SUCCESS)
 }
 

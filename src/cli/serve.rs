@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{disk, output};
 use crate::config::Spec;
-use crate::engine::nbd::{Offer, Options, UNIT};
+use crate::engine::nbd::{Offer, Options, Report, UNIT};
 use crate::error::{Error, Result};
 use crate::nbd::uri::DEFAULT_PORT;
 use crate::port::signal::Signals;
@@ -73,11 +73,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     // Blocked before a backend can make a thread.
     let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
-    let options = Options {
-        queues: disk::queues(arguments.queues)?,
-        depth: disk::depth(arguments.depth)?,
-        max_connections: arguments.max_connections,
-    };
+    let options = Options { queues: disk::queues(arguments.queues)?, depth: disk::depth(arguments.depth)? };
     let open = OpenOptions {
         read_only: arguments.read_only,
         block_size: arguments.block_size.as_deref().map(disk::block_size).transpose()?,
@@ -95,18 +91,24 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     }
     let offer = |(name, spec): (String, Spec)| {
         let stack = table.open_with(&spec, &filters, &open)?;
-        Ok(Offer { name, description: up::with_filters(&spec, &filters), stack })
+        Ok(Offer { name, description: up::with_filters(&spec, &filters), stack, is_shared: false })
     };
     let offers = named.into_iter().map(offer).collect::<Result<Vec<_>>>()?;
-    let plan = Plan { offers, addresses, options };
+    let plan = Plan { offers, addresses, options, max_connections: arguments.max_connections };
     exports::run(plan, signals, &mut |ready| print(ready, arguments.json))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Remarks on what was chosen for an export, and why.
+pub(super) fn describe(export: &Report) {
+    let (name, spec, block) = (&export.name, &export.spec, export.block_size);
+    let (queues, depth) = (export.queues, export.depth);
+    output::note(&format!("export {name:?} of {spec}, {queues} x {depth} requests, blocks of {block} bytes"));
+    export.notes.iter().for_each(|note| output::note(note));
+}
+
 fn print(ready: &Ready, json: bool) -> Result<()> {
-    for note in ready.exports.iter().flat_map(|export| &export.notes) {
-        output::note(note);
-    }
+    ready.exports.iter().flat_map(|export| &export.notes).for_each(|note| output::note(note));
     if json {
         return output::json(ready);
     }
@@ -143,22 +145,17 @@ fn address(text: &str) -> Result<Address> {
 
 /// The first address of `HOST:PORT`, or of `HOST` with the port that clients expect.
 fn resolve(host: &str) -> std::io::Result<SocketAddr> {
-    let mut found = match host.to_socket_addrs() {
-        Ok(found) => found,
-        Err(_) => (host.trim_matches(['[', ']']), DEFAULT_PORT).to_socket_addrs()?,
-    };
-    found.next().ok_or_else(|| std::io::Error::other("the name has no address"))
+    match host.to_socket_addrs().ok().and_then(|mut found| found.next()) {
+        Some(found) => Ok(found),
+        None => exports::resolve(host.trim_matches(['[', ']']), DEFAULT_PORT),
+    }
 }
 
 /// Refuses what other machines can reach.
 fn safe(address: &Address) -> Result<()> {
-    match address {
-        Address::Tcp(socket) if !socket.ip().is_loopback() => {
-            let why = "other machines can reach it, and nothing is encrypted";
-            Err(Error::invalid(format!("refusing to listen on {address}"), why)
-                .cure("listen on 127.0.0.1 or a Unix socket, or say --insecure-listen if you mean it"))
-        }
-        _ => Ok(()),
+    match address.is_reachable() {
+        true => Err(exports::refused(address, "say --insecure-listen if you mean it")),
+        false => Ok(()),
     }
 }
 

@@ -6,26 +6,27 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{attach, output};
-use crate::error::{Error, Kind, Result};
+use super::{attach, output, serve};
+use crate::error::{Error, Result};
 use crate::port::notify::Notifier;
 use crate::port::process;
 use crate::port::signal::Signals;
-use crate::registry::{Registry, down};
+use crate::registry::{Registry, servers};
 use crate::sandbox;
-use crate::server::{self, Ready, Service, Source};
+use crate::server::{self, Service, Shown};
 use crate::stack::SpecTable;
 use crate::up::{self, Wanted};
 
-/// Serves all the disks of a file from one process, and prints their paths when all of them can be
-/// opened.
+/// Serves all the disks of a file from one process, devices of this machine and exports for NBD
+/// clients. Prints the paths of the devices and the URIs of the exports when all of them can be opened.
 ///
 /// It stays in the foreground, as service managers want it, and tells systemd when it is ready.
 /// When one disk cannot be had, there is none. SIGHUP reads the file again: what was taken out of
 /// it is stopped, what is new or has changed is started, the rest is not touched, and a file that
 /// is not right changes nothing. SIGTERM and SIGINT take the disks away; those that are in use are
-/// left, and a second signal within a minute forces. `list`, `status` and `detach` know each of
-/// the disks; `down` takes away all of them.
+/// left, and a second signal within a minute forces. NBD clients have the replies to what they asked
+/// before their export goes. `list`, `status` and `detach` know each of the devices, `list` the exports
+/// too; `down` takes away all of them.
 #[derive(Debug, Args)]
 #[command(after_help = "What the file may say is in docs/config.md. The least there can be:\n\n  \
                         [[device]]\n  spec = \"ram:1G\"\n\n\
@@ -39,7 +40,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Print one JSON array with an object for each disk instead of the paths.
+    /// Print one JSON array with an object for each disk instead of the paths and URIs: `engine` says
+    /// which is which.
     #[arg(long)]
     json: bool,
 }
@@ -50,23 +52,27 @@ pub(super) fn run(arguments: Arguments, table: &Arc<SpecTable>) -> Result<ExitCo
     let path = enter_folder(&arguments.config)?;
     let config = up::check(&path, table)?;
     if arguments.check {
+        up::entrance(&path, &config)?;
         let (devices, exports) = (config.devices.len(), config.exports.len());
         output::note(&format!("{} is right: {devices} devices, {exports} exports", path.display()));
         return Ok(ExitCode::SUCCESS);
     }
-    not_up_already(&registry, &path)?;
+    if let Some(server) = registry.server_of(&path) {
+        return Err(servers::is_up_already(&server));
+    }
     // Blocked before a backend can make a thread.
     let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
     process::set_name(c"blockhaus");
     let mut wanted = Wanted::new(path.clone(), table.clone(), sandbox::prepare());
-    let jobs = wanted.reload(&[])?.start;
+    let (jobs, entrance) = wanted.start()?;
     let service = Service {
         config: Some(path),
         jobs,
+        entrance,
         source: Some(Box::new(wanted)),
         notifier: Notifier::of_environment(),
     };
-    server::run_all(service, signals, registry, &mut |devices| print(devices, arguments.json))?;
+    server::run_all(service, signals, registry, &mut |disks| print(disks, arguments.json))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -84,19 +90,25 @@ fn enter_folder(config: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn not_up_already(registry: &Registry, path: &Path) -> Result<()> {
-    let there = down::devices_of(registry, Some(path));
-    let Some(entry) = there.iter().find(|entry| entry.is_alive()) else { return Ok(()) };
-    let (pid, path) = (entry.pid, path.display());
-    let why = format!("process {pid} serves it");
-    Err(Error::new(Kind::Busy, format!("{path} is up already"), why)
-        .cure(format!("`kill -HUP {pid}` has it read the file again, `blockhaus down {path}` takes it down")))
-}
-
-fn print(devices: &[Ready], json: bool) -> Result<()> {
-    devices.iter().for_each(attach::describe);
-    match json {
-        true => output::json(&devices),
-        false => devices.iter().try_for_each(|ready| output::line(&ready.device)),
+fn print(disks: &[Shown], json: bool) -> Result<()> {
+    for disk in disks {
+        match disk {
+            Shown::Device(device) => attach::describe(device),
+            Shown::Export(export) => serve::describe(export),
+        }
     }
+    if json {
+        return output::json(&disks);
+    }
+    for disk in disks {
+        let uris = match disk {
+            Shown::Device(device) => {
+                output::line(&device.device)?;
+                &device.uris
+            }
+            Shown::Export(export) => &export.uris,
+        };
+        uris.iter().try_for_each(|uri| output::line(uri))?;
+    }
+    Ok(())
 }

@@ -9,15 +9,21 @@ use std::path::PathBuf;
 use toml::de::{DeTable, DeValue};
 
 use super::Spec;
+use super::keys::{DEVICE, EXPORT, NBD, names};
 use super::limits::Limits;
 use super::section::{Document, Placed, Section};
 use crate::error::Result;
+
+pub use super::keys::{KEYS, Key, markdown};
 
 /// Longest file that is looked at.
 pub const MAX_LEN: usize = 1 << 20;
 
 /// Longest name of an export, as the NBD protocol has it.
 const MAX_EXPORT_NAME: usize = 4096;
+
+/// Most connections that may be allowed.
+const MAX_CONNECTIONS: u16 = 1024;
 
 /// Longest path of a Unix socket, its final NUL included.
 const MAX_SOCKET_PATH: usize = 108;
@@ -29,8 +35,25 @@ pub struct Config {
     pub devices: Vec<At<Device>>,
     /// Disks for the network, in the order of the file.
     pub exports: Vec<At<Export>>,
-    /// Where the network is served.
+    /// How the network is served.
+    pub nbd: Nbd,
+}
+
+/// The `[nbd]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nbd {
+    /// Where clients connect.
     pub listen: Vec<At<Listen>>,
+    /// Also where other machines can.
+    pub insecure_listen: bool,
+    /// Connections at once, to all exports together.
+    pub max_connections: u16,
+}
+
+impl Default for Nbd {
+    fn default() -> Nbd {
+        Nbd { listen: Vec::new(), insecure_listen: false, max_connections: 64 }
+    }
 }
 
 /// A part of a file, and where it stands.
@@ -70,6 +93,8 @@ pub struct Device {
     pub partition_scan: bool,
     /// The way for the bytes, by its name, where one was asked for.
     pub data_path: Option<String>,
+    /// What NBD clients ask for to get the same disk, where they can.
+    pub export: Option<String>,
 }
 
 /// An `[[export]]`.
@@ -79,6 +104,10 @@ pub struct Export {
     pub name: String,
     /// What they get.
     pub disk: Disk,
+    /// Number of queues.
+    pub queues: u16,
+    /// Requests that each takes at once.
+    pub depth: u16,
 }
 
 /// Where NBD clients connect.
@@ -93,86 +122,6 @@ pub enum Listen {
         /// Its number.
         port: u16,
     },
-}
-
-/// A key that may stand in the file.
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    /// The table it stands in, as a person writes it.
-    pub table: &'static str,
-    /// Its name.
-    pub name: &'static str,
-    /// What may stand behind the `=`.
-    pub values: &'static str,
-    /// What it does, a sentence.
-    pub about: &'static str,
-}
-
-const fn key(table: &'static str, name: &'static str, values: &'static str, about: &'static str) -> Key {
-    Key { table, name, values, about }
-}
-
-const DEVICE: &str = "[[device]]";
-const EXPORT: &str = "[[export]]";
-const NBD: &str = "[nbd]";
-
-const SPEC: &str = "What the disk is made of, as `attach` takes it. Must be there.";
-const FILTERS: &str =
-    "What lies on top of it, the first nearest to the client: a list of `NAME,key=value,…`.";
-const READ_ONLY: &str = "Refuse everything that would change the disk (false).";
-const BLOCK_SIZE: &str =
-    "Logical block size: a power of two from 512 up to the page size. Without it the backend chooses.";
-
-/// Every key there is.
-pub const KEYS: &[Key] = &[
-    key(DEVICE, "spec", "\"SPEC\"", SPEC),
-    key(DEVICE, "id", "N", "N of /dev/ublkbN. Without it the kernel takes the lowest free one."),
-    key(
-        DEVICE,
-        "queues",
-        "N",
-        "Number of queues, each served by a thread of its own; at most the number of CPUs (1).",
-    ),
-    key(DEVICE, "depth", "N", "Requests that a queue takes at once, 1 to 4096 (128)."),
-    key(DEVICE, "block-size", "SIZE", BLOCK_SIZE),
-    key(DEVICE, "read-only", "true or false", READ_ONLY),
-    key(DEVICE, "partition-scan", "true or false", "Look for partitions on the disk (true)."),
-    key(
-        DEVICE,
-        "data-path",
-        "\"PATH\"",
-        "How the bytes travel: auto, copy, user-copy, get-data, zero-copy or auto-buf (auto).",
-    ),
-    key(DEVICE, "filters", "[\"NAME,key=value\", …]", FILTERS),
-    key(
-        EXPORT,
-        "name",
-        "\"NAME\"",
-        "What clients ask for; the empty name is the default export. Must be there.",
-    ),
-    key(EXPORT, "spec", "\"SPEC\"", SPEC),
-    key(EXPORT, "block-size", "SIZE", BLOCK_SIZE),
-    key(EXPORT, "read-only", "true or false", READ_ONLY),
-    key(EXPORT, "filters", "[\"NAME,key=value\", …]", FILTERS),
-    key(
-        NBD,
-        "listen",
-        "[\"unix:PATH\", \"tcp:HOST:PORT\", …]",
-        "Where NBD clients connect: sockets in the file system, and ports. Must be there with exports.",
-    ),
-];
-
-fn names(table: &str) -> Vec<&'static str> {
-    KEYS.iter().filter(|key| key.table == table).map(|key| key.name).collect()
-}
-
-/// [`KEYS`] as Markdown, for the documentation.
-pub fn markdown() -> String {
-    let mut text = String::from("| in | key | what it does |\n|---|---|---|\n");
-    for key in KEYS {
-        text.push_str(&format!("| `{}` | `{} = {}` | {} |\n", key.table, key.name, key.values, key.about));
-    }
-    text
 }
 
 /// Reads a file; `name` is what errors call it.
@@ -205,7 +154,15 @@ pub fn parse(name: &str, text: &str, limits: &Limits) -> Result<Config> {
         let nbd = Section { document, title: NBD, at: value.span().start, table };
         nbd.only(&names(NBD))?;
         for text in nbd.texts("listen", "[\"unix:/run/blockhaus/nbd.sock\"]")? {
-            config.listen.push(At { line: document.line(text.at), part: listen(document, text)? });
+            config.nbd.listen.push(At { line: document.line(text.at), part: listen(document, text)? });
+        }
+        config.nbd.insecure_listen = nbd.flag("insecure-listen")?.unwrap_or(false);
+        if let Some(number) = nbd.number("max-connections", "64")? {
+            let allowed = u16::try_from(number.value).ok().filter(|n| (1..=MAX_CONNECTIONS).contains(n));
+            config.nbd.max_connections = allowed.ok_or_else(|| {
+                let why = format!("max-connections is {}, and 1 to {MAX_CONNECTIONS} can be", number.value);
+                document.error(number.at, why).cure("write max-connections = 64")
+            })?;
         }
     }
     together(document, &config)?;
@@ -230,36 +187,47 @@ fn sections<'t>(top: &Section<'t>, key: &str, title: &'static str) -> Result<Vec
 }
 
 fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
-    let number = |key, example| section.number(key, example);
-    let id = match number("id", "0")? {
+    let id = match section.number("id", "0")? {
         Some(id) => Some(limits.id(id.value).map_err(|outside| section.outside("id", id.at, outside))?),
         None => None,
     };
-    let queues = match number("queues", "1")? {
+    let (queues, depth) = queues(section, limits)?;
+    let partition_scan = section.flag("partition-scan")?.unwrap_or(true);
+    let data_path = section.text("data-path", "\"auto\"")?.map(|text| text.value.to_owned());
+    let export = section.text("export", "\"disk\"")?.map(|name| export_name(section, name)).transpose()?;
+    Ok(Device { disk: disk(section, limits)?, id, queues, depth, partition_scan, data_path, export })
+}
+
+/// Number of queues, and requests that each takes at once.
+fn queues(section: &Section<'_>, limits: &Limits) -> Result<(u16, u16)> {
+    let queues = match section.number("queues", "1")? {
         Some(queues) => {
             limits.queues(queues.value).map_err(|outside| section.outside("queues", queues.at, outside))?
         }
         None => 1,
     };
-    let depth = match number("depth", "128")? {
+    let depth = match section.number("depth", "128")? {
         Some(depth) => {
             limits.depth(depth.value).map_err(|outside| section.outside("depth", depth.at, outside))?
         }
         None => 128,
     };
-    let partition_scan = section.flag("partition-scan")?.unwrap_or(true);
-    let data_path = section.text("data-path", "\"auto\"")?.map(|text| text.value.to_owned());
-    Ok(Device { disk: disk(section, limits)?, id, queues, depth, partition_scan, data_path })
+    Ok((queues, depth))
 }
 
 fn export(section: &Section<'_>, limits: &Limits) -> Result<Export> {
-    let name = section.required_text("name", "\"disk\"")?;
+    let name = export_name(section, section.required_text("name", "\"disk\"")?)?;
+    let (queues, depth) = queues(section, limits)?;
+    Ok(Export { name, disk: disk(section, limits)?, queues, depth })
+}
+
+fn export_name(section: &Section<'_>, name: Placed<&str>) -> Result<String> {
     if name.value.len() > MAX_EXPORT_NAME || name.value.chars().any(char::is_control) {
         let why =
             format!("the name of an export has at most {MAX_EXPORT_NAME} bytes and no control character");
         return Err(section.document.error(name.at, why).cure("write a shorter and plainer one"));
     }
-    Ok(Export { name: name.value.to_owned(), disk: disk(section, limits)? })
+    Ok(name.value.to_owned())
 }
 
 fn disk(section: &Section<'_>, limits: &Limits) -> Result<Disk> {
@@ -340,26 +308,31 @@ fn together(document: Document<'_>, config: &Config) -> Result<()> {
             return error(device.line, why, "give one of them another id, or none for the lowest free one");
         }
     }
+    let of_devices = config.devices.iter().filter_map(|at| Some((at.part.export.as_ref()?, at.line)));
+    let of_exports = config.exports.iter().map(|at| (&at.part.name, at.line));
+    let mut exports: Vec<(&String, usize)> = of_devices.chain(of_exports).collect();
+    exports.sort_by_key(|(_, line)| *line);
     let mut names = BTreeMap::new();
-    for export in &config.exports {
-        if let Some(other) = names.insert(&export.part.name, export.line) {
-            let why = format!("two exports named {:?}, the other one in line {other}", export.part.name);
-            return error(export.line, why, "give one of them another name");
+    for (name, line) in &exports {
+        if let Some(other) = names.insert(name, line) {
+            let why = format!("two exports named {name:?}, the other one in line {other}");
+            return error(*line, why, "give one of them another name");
         }
     }
     let mut places = BTreeMap::new();
-    for listen in &config.listen {
+    for listen in &config.nbd.listen {
         if let Some(other) = places.insert(&listen.part, listen.line) {
             let why = format!("the same place to listen at as in line {other}");
             return error(listen.line, why, "write it once");
         }
     }
-    match (config.exports.first(), config.listen.first()) {
-        (Some(export), None) => {
+    match (exports.first(), config.nbd.listen.first()) {
+        (Some((_, line)), None) => {
             let why = "there is an export and nowhere to listen".to_owned();
-            error(export.line, why, "add listen = [\"unix:/run/blockhaus/nbd.sock\"] under [nbd]")
+            error(*line, why, "add listen = [\"unix:/run/blockhaus/nbd.sock\"] under [nbd]")
         }
-        (None, Some(listen)) => {
+        // With a device it is a place for exports to come.
+        (None, Some(listen)) if config.devices.is_empty() => {
             let why = "there is a place to listen at and no export".to_owned();
             error(listen.line, why, "add an [[export]] with a name and a spec")
         }
@@ -392,12 +365,14 @@ mod tests {
         let config = read(
             "[[device]]\nspec = \"file:/a.img,direct=no\"\nid = 7\nqueues = 2\ndepth = 0x40\nblock-size = \"4K\"\n\
              read-only = true\npartition-scan = false\ndata-path = \"copy\"\nfilters = [\"throttle,iops=1000\", \"log\"]\n\
+             export = \"both\"\n\
              [[device]]\nspec = \"ram:1G\"\n\
-             [nbd]\nlisten = [\"unix:/run/a.sock\", \"tcp:[::1]:10809\"]\n\
-             [[export]]\nname = \"\"\nspec = \"null:1G\"\nblock-size = 512\n",
+             [nbd]\nlisten = [\"unix:/run/a.sock\", \"tcp:[::1]:10809\"]\ninsecure-listen = true\nmax-connections = 7\n\
+             [[export]]\nname = \"\"\nspec = \"null:1G\"\nblock-size = 512\nqueues = 3\ndepth = 9\n",
         );
         let [first, second] = &config.devices[..] else { panic!("{config:?}") };
-        assert_eq!((first.line, second.line), (1, 11));
+        assert_eq!((first.line, second.line), (1, 12));
+        assert_eq!((first.part.export.as_deref(), &second.part.export), (Some("both"), &None));
         assert_eq!(first.part.data_path.as_deref(), Some("copy"));
         let disk = &first.part.disk;
         assert_eq!((disk.spec.arg(), disk.read_only, disk.block_size), ("/a.img", true, Some(4096)));
@@ -406,8 +381,10 @@ mod tests {
         let numbers = |device: &Device| (device.id, device.queues, device.depth, device.partition_scan);
         assert_eq!(numbers(&first.part), (Some(7), 2, 64, false));
         assert_eq!(numbers(&second.part), (None, 1, 128, true));
-        assert_eq!(config.exports[0].part.disk.block_size, Some(512));
-        let places: Vec<&Listen> = config.listen.iter().map(|listen| &listen.part).collect();
+        let export = &config.exports[0].part;
+        assert_eq!((export.disk.block_size, export.queues, export.depth), (Some(512), 3, 9));
+        assert_eq!((config.nbd.insecure_listen, config.nbd.max_connections), (true, 7));
+        let places: Vec<&Listen> = config.nbd.listen.iter().map(|listen| &listen.part).collect();
         let tcp = Listen::Tcp { host: "::1".into(), port: 10809 };
         assert_eq!(places, [&Listen::Unix("/run/a.sock".into()), &tcp]);
     }
@@ -449,6 +426,12 @@ mod tests {
             ("[nbd]\nlisten = [\"unix:\"]\n", &["line 2", "no path"]),
             ("[nbd]\nlisten = [\"unix:/a\",\n\"unix:/a\"]\n", &["line 3", "line 2", "write it once"]),
             (&export.repeat(2), &["line 4", "two exports named \"a\"", "line 1"]),
+            (
+                &format!("[[device]]\nspec = \"ram:1M\"\nexport = \"a\"\n{export}"),
+                &["line 4", "two exports named \"a\"", "line 1"],
+            ),
+            ("[[device]]\nspec = \"ram:1M\"\nexport = \"a\"\n", &["line 1", "nowhere to listen"]),
+            ("[nbd]\nlisten = [\"unix:/a\"]\nmax-connections = 0\n", &["line 3", "1 to 1024"]),
         ] {
             let error = error(text);
             assert!(error.starts_with("x.toml, line "), "{error}");

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::filter::{notes, pass_on};
 use crate::io::{Capabilities, Geometry, Io, IoResult};
 use crate::payload::Payload;
+use crate::port::ring::Single;
 
 /// Shows only some of a disk's blocks, which lie beside each other.
 #[derive(Debug)]
@@ -74,6 +75,11 @@ impl<Q> OffsetQueue<Q> {
 }
 
 impl<Q: Queue> Queue for OffsetQueue<Q> {
+    #[inline]
+    fn single(&self, io: &Io) -> Option<Single> {
+        self.below.single(&self.moved(io))
+    }
+
     #[inline]
     fn serve_now(&self, io: &Io, payload: &mut Payload<'_>) -> Option<IoResult> {
         self.below.serve_now(&self.moved(io), payload)

@@ -71,6 +71,10 @@ pub enum Token {
         /// Its entry there.
         entry: u8,
     },
+    /// The one operation that serves a slot's whole request.
+    Single(u16),
+    /// As [`Token::Single`], of a chain whose end says how it went. Comes only when it has failed.
+    Chained(u16),
     /// Another thread left a message.
     Wake,
 }
@@ -82,6 +86,8 @@ impl Token {
             Token::Front(number) => u64::from(number),
             Token::Operation { slot, entry } => 1 << 56 | u64::from(entry) << 16 | u64::from(slot),
             Token::Wake => 2 << 56,
+            Token::Single(slot) => 3 << 56 | u64::from(slot),
+            Token::Chained(slot) => 4 << 56 | u64::from(slot),
         }
     }
 
@@ -90,6 +96,8 @@ impl Token {
         match user_data >> 56 {
             0 => Token::Front(user_data as u32),
             1 => Token::Operation { slot: user_data as u16, entry: (user_data >> 16) as u8 },
+            3 => Token::Single(user_data as u16),
+            4 => Token::Chained(user_data as u16),
             _ => Token::Wake,
         }
     }
@@ -102,6 +110,29 @@ pub struct Completion {
     pub token: Token,
     /// 0 or more, or a negative errno.
     pub result: i32,
+}
+
+/// What serves a whole read or write: all bytes of the request, from or to one place of one file. A
+/// request that is no more than this needs no future.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Single {
+    /// The file.
+    pub file: FixedFile,
+    /// Where in it.
+    pub offset: u64,
+    /// A write is on stable storage before it completes (RWF_DSYNC).
+    pub durable: bool,
+}
+
+impl Single {
+    #[inline(always)]
+    fn entry(self, write: bool, place: Place) -> Entry {
+        let Single { file, offset, durable } = self;
+        match write {
+            true => Entry::Write { file, place, offset, durable },
+            false => Entry::Read { file, place, offset },
+        }
+    }
 }
 
 /// A handle on the ring of this thread. Clones are the same ring; it cannot leave its thread.
@@ -241,7 +272,22 @@ impl Ring {
         self.push(Entry::Command { file, opcode, command, address }, Token::Front(number))
     }
 
+    /// Starts the one operation that serves a request; it ends with [`Token::Single`]. The caller keeps
+    /// the bytes from everybody until then.
     #[inline]
+    pub(crate) fn start_single(&self, single: Single, write: bool, place: Place) -> io::Result<()> {
+        self.push(single.entry(write, place), Token::Single(place.slot))
+    }
+
+    /// As [`start_single`](Self::start_single), as the first link of a chain of two: the command that is
+    /// sent next is carried out when all bytes have been moved, and else ends with ECANCELED. The
+    /// operation itself ends without a word, or with [`Token::Chained`].
+    #[inline]
+    pub(crate) fn start_chained(&self, single: Single, write: bool, place: Place) -> io::Result<()> {
+        self.0.driver.borrow_mut().push_chained(single.entry(write, place), Token::Chained(place.slot))
+    }
+
+    #[inline(always)]
     pub(super) fn push(&self, entry: Entry, token: Token) -> io::Result<()> {
         self.0.driver.borrow_mut().push(entry, token)
     }

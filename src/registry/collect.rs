@@ -38,6 +38,10 @@ pub struct Collected {
 /// other programs left.
 pub fn collect(registry: &Registry, foreign: bool) -> Collected {
     let mut collected = Collected::default();
+    match registry.remove_dead_servers() {
+        Ok(files) => collected.removed.extend(files.iter().map(|path| file(path))),
+        Err(error) => collected.failed.push(error),
+    }
     for seen in survey(registry, None) {
         let result = match (seen.state, seen.driver) {
             (State::Dead, _) => ours(registry, &seen, &mut collected.removed),

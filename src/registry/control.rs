@@ -3,10 +3,13 @@
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::servers::Server;
 use super::{Entry, Registry};
+use crate::engine::nbd;
 use crate::engine::ublk::Report;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::Deadline;
@@ -26,13 +29,15 @@ pub const MAX_REPLY: usize = 4 << 20;
 pub enum Request {
     /// [`Reply::Status`].
     Status,
+    /// [`Reply::Exports`], from a process of `up`.
+    Exports,
     /// [`Reply::Accepted`] at once, and [`Reply::Stopped`] when the device is gone.
     Stop {
         /// Also while it is in use.
         force: bool,
     },
     /// As [`Request::Stop`], for everything that the process serves. Who asks hears of the one
-    /// device whose socket it is.
+    /// device whose socket it is, and on the socket of the process of all.
     End {
         /// Also what is in use.
         force: bool,
@@ -49,6 +54,11 @@ pub enum Reply {
         state: State,
         /// What the engine says; nothing before it is ready.
         report: Option<Box<Report>>,
+    },
+    /// What is offered to NBD clients.
+    Exports {
+        /// All of them.
+        exports: Vec<ExportStatus>,
     },
     /// The stop was understood and has begun.
     Accepted,
@@ -68,6 +78,17 @@ impl Reply {
     pub fn failed(error: &Error) -> Reply {
         Reply::Failed { kind: format!("{:?}", error.kind()), text: error.to_string() }
     }
+}
+
+/// An export, and how it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExportStatus {
+    /// Starting, live or stopping.
+    pub state: State,
+    /// The disk of this machine that it shows, where it shows one.
+    pub device: Option<String>,
+    /// What the engine says.
+    pub report: nbd::Report,
 }
 
 /// An error from another process, as it was there.
@@ -133,12 +154,21 @@ impl Client {
     /// accepts connections.
     pub fn send(registry: &Registry, entry: &Entry, request: Request) -> Result<Client> {
         let what = format!("cannot ask the server of {} (process {})", entry.device.display(), entry.pid);
-        let lines = Lines::connect(&registry.socket(entry.id), MAX_REPLY);
-        let lines = lines.map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => no_answer(&what, entry.pid),
+        Client::connect(&registry.socket(entry.id), what, entry.pid, request)
+    }
+
+    /// As [`send`](Self::send), to a process of `up`.
+    pub fn send_to_server(registry: &Registry, server: &Server, request: Request) -> Result<Client> {
+        let what = format!("cannot ask the `up` of {} (process {})", server.config.display(), server.pid);
+        Client::connect(&registry.server_socket(server.pid), what, server.pid, request)
+    }
+
+    fn connect(socket: &Path, what: String, pid: i32, request: Request) -> Result<Client> {
+        let lines = Lines::connect(socket, MAX_REPLY).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => no_answer(&what, pid),
             _ => Error::system(what.as_str(), error),
         })?;
-        let mut client = Client { lines, what, pid: entry.pid };
+        let mut client = Client { lines, what, pid };
         let text = serde_json::to_string(&request).map_err(|error| client.failed(error.into()))?;
         client.lines.send(&text).map_err(|error| client.failed(error))?;
         Ok(client)

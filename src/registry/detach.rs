@@ -13,10 +13,10 @@ use crate::port::process::Other;
 pub const ANSWER: Duration = Duration::from_millis(8500);
 
 /// How long a server may take to say that it has understood.
-const FIRST_ANSWER: Duration = Duration::from_secs(2);
+pub(super) const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
 /// How long a killed server may take to be gone.
-const DEATH: Duration = Duration::from_secs(4);
+pub(super) const DEATH: Duration = Duration::from_secs(4);
 
 /// What was done.
 #[derive(Clone, Debug, Serialize)]
@@ -133,10 +133,10 @@ fn serves_others(registry: &Registry, entry: &Entry) -> bool {
     entries.any(|other| other.id != entry.id && other.is_same(entry))
 }
 
-fn refused(what: String, reply: Reply) -> Error {
+pub(super) fn refused(what: String, reply: Reply) -> Error {
     match reply {
         Reply::Failed { kind, text } => received_error(&kind, &text),
-        Reply::Status { .. } | Reply::Accepted | Reply::Stopped => {
+        Reply::Status { .. } | Reply::Exports { .. } | Reply::Accepted | Reply::Stopped => {
             Error::new(Kind::Failed, what, "its server answered something else")
         }
     }

@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use crate::engine::ublk::Report;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{self, Deadline, Duration};
 use crate::port::socket::Lines;
@@ -55,10 +54,11 @@ impl Clients {
         !self.clients.is_empty()
     }
 
-    /// Reads, answers, and drops whoever has gone or takes too long.
-    pub(super) fn serve(&mut self, state: State, report: Option<&Report>) -> Vec<Wish> {
+    /// Reads, answers, and drops whoever has gone or takes too long. `answer` is what is said to a
+    /// question.
+    pub(super) fn serve(&mut self, state: State, answer: &dyn Fn() -> Reply) -> Vec<Wish> {
         let mut wishes = Vec::new();
-        self.clients.retain_mut(|client| match client.serve(state, report) {
+        self.clients.retain_mut(|client| match client.serve(state, answer) {
             Ok(wish) => {
                 wishes.extend(wish);
                 !client.lines.ended() && (client.waits || !client.until.passed())
@@ -112,7 +112,7 @@ impl Clients {
 }
 
 impl Client {
-    fn serve(&mut self, state: State, report: Option<&Report>) -> std::io::Result<Option<Wish>> {
+    fn serve(&mut self, state: State, answer: &dyn Fn() -> Reply) -> std::io::Result<Option<Wish>> {
         self.lines.flush()?;
         // One request a turn, and none before the last reply is taken: nobody gets more than
         // their share.
@@ -122,8 +122,9 @@ impl Client {
         let Some(line) = self.lines.receive()? else { return Ok(None) };
         self.until = Deadline::after(IDLE);
         match serde_json::from_str(&line) {
-            Ok(Request::Status) => {
-                self.say(&Reply::Status { state, report: report.cloned().map(Box::new) })?;
+            // Each socket has one answer: a device's is its status, a process's are its exports.
+            Ok(Request::Status | Request::Exports) => {
+                self.say(&answer())?;
                 Ok(None)
             }
             Ok(Request::Stop { .. }) if state == State::Starting => {

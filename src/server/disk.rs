@@ -1,55 +1,75 @@
-//! What a server does with a device, so that its tests can have one where the kernel has none.
+//! What a server does with a disk that is there, so that its tests can have one where the kernel has
+//! none, and so that it is one thing whether this machine sees it, NBD clients do, or both.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::Plan;
+use crate::engine::nbd;
 use crate::engine::ublk::{Device, Report};
 use crate::error::Result;
 
+/// A device of this machine.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// N of /dev/ublkbN.
+    pub(super) id: u32,
+    /// Its path.
+    pub(super) path: PathBuf,
+}
+
 /// A disk that is live.
 pub(super) trait Disk: Send {
-    /// Its number.
-    fn id(&self) -> u32;
+    /// The device that it is, if it is one.
+    fn node(&self) -> Option<Node>;
 
-    /// Its path.
-    fn path(&self) -> PathBuf;
+    /// What a person calls it.
+    fn name(&self) -> String;
 
-    /// What it is, at this moment.
-    fn report(&self) -> Report;
+    /// What the device is, at this moment.
+    fn report(&self) -> Option<Report>;
+
+    /// What NBD clients can choose, if they can choose it.
+    fn export(&self) -> Option<nbd::Report>;
 
     /// Why it is of no use any more, if it is not.
     fn failure(&self) -> Option<String>;
 
-    /// Takes it away; with `only_if_idle` it is refused (Busy) while somebody has it open.
+    /// Takes it away; with `only_if_idle` it is refused (Busy) while somebody has the device open. NBD
+    /// clients keep nothing from going: they are told nothing new, and have what they asked for.
     fn stop(&self, only_if_idle: bool) -> Result<()>;
 
-    /// After a stop: makes everything durable and removes what is left.
+    /// After a stop: waits a while for clients to take their replies, until `at_once` says that they
+    /// are not to be waited for.
+    fn drain(&self, at_once: &dyn Fn() -> bool) {
+        let _ = at_once;
+    }
+
+    /// After that: makes everything durable and removes what is left.
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
-/// What is told the id of a disk as soon as there is one.
+/// What is told the id of a device as soon as there is one.
 pub(super) type Added<'a> = &'a mut dyn FnMut(u32) -> Result<()>;
 
 /// Makes a disk.
 pub(super) type Make = Arc<dyn Fn(&Plan, Added<'_>) -> Result<Box<dyn Disk>> + Send + Sync>;
 
-/// Makes a ublk device.
-pub(super) fn ublk(plan: &Plan, added: Added<'_>) -> Result<Box<dyn Disk>> {
-    Ok(Box::new(Device::start(plan.stack.clone(), &plan.options, added)?))
-}
-
 impl Disk for Device {
-    fn id(&self) -> u32 {
-        self.id()
+    fn node(&self) -> Option<Node> {
+        Some(Node { id: self.id(), path: self.path() })
     }
 
-    fn path(&self) -> PathBuf {
-        self.path()
+    fn name(&self) -> String {
+        self.path().display().to_string()
     }
 
-    fn report(&self) -> Report {
-        self.report()
+    fn report(&self) -> Option<Report> {
+        Some(self.report())
+    }
+
+    fn export(&self) -> Option<nbd::Report> {
+        None
     }
 
     fn failure(&self) -> Option<String> {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::Disk;
+use super::disk::Node;
+use super::exports::Address;
+use crate::engine::nbd;
 use crate::engine::ublk::{Options, Report};
 use crate::error::Result;
 use crate::port::notify::Notifier;
@@ -18,25 +20,72 @@ pub struct Plan {
     pub spec: String,
     /// The backend.
     pub stack: Arc<dyn Stack>,
-    /// What the engine is asked for.
-    pub options: Options,
+    /// What serves it.
+    pub engines: Engines,
     /// What a person should know that neither the backend nor the engine says.
     pub notes: Vec<String>,
+}
+
+/// What serves a disk, and what each engine is asked for.
+#[derive(Clone, Debug)]
+pub enum Engines {
+    /// It is a device of this machine.
+    Ublk(Options),
+    /// NBD clients can choose it.
+    Nbd(Offering),
+    /// It is a device, and as long as it is there clients can choose it too.
+    Both(Options, Offering),
+}
+
+impl Engines {
+    /// What the device is asked for, where it is one.
+    pub(super) fn ublk(&self) -> Option<Options> {
+        match self {
+            Engines::Ublk(options) | Engines::Both(options, _) => Some(*options),
+            Engines::Nbd(_) => None,
+        }
+    }
+
+    /// How clients can choose it, where they can.
+    pub(super) fn nbd(&self) -> Option<&Offering> {
+        match self {
+            Engines::Nbd(offering) | Engines::Both(_, offering) => Some(offering),
+            Engines::Ublk(_) => None,
+        }
+    }
+}
+
+/// How a disk is offered to NBD clients.
+#[derive(Clone, Debug)]
+pub struct Offering {
+    /// The name that they choose it by.
+    pub name: String,
+    /// Queues and their depth.
+    pub options: nbd::Options,
+}
+
+/// Where NBD clients come to, and how many of them.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    /// The addresses, at least one.
+    pub addresses: Vec<Address>,
+    /// Connections at once, to all exports together.
+    pub max_connections: u16,
 }
 
 impl std::fmt::Debug for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Plan")
             .field("spec", &self.spec)
-            .field("options", &self.options)
+            .field("engines", &self.engines)
             .finish_non_exhaustive()
     }
 }
 
-/// What a device is called inside a server; chosen by whoever wants it, and never used again.
+/// What a disk is called inside a server; chosen by whoever wants it, and never used again.
 pub type Key = u64;
 
-/// A device that is wanted.
+/// A device or an export that is wanted.
 pub struct Job {
     /// Its name inside the server.
     pub key: Key,
@@ -44,8 +93,10 @@ pub struct Job {
     pub spec: String,
     /// The id that will be asked for, which others must not take before.
     pub id: Option<u32>,
-    /// Devices that must be gone before it can be there, because they have its file. Whoever has its
-    /// id must be gone as well, which the server sees for itself.
+    /// The name that it will be offered to NBD clients under, where it will be.
+    pub name: Option<String>,
+    /// Disks that must be gone before it can be there, because they have its file. Whoever has its
+    /// id or its name must be gone as well, which the server sees for itself.
     pub after: Vec<Key>,
     /// Opens the backend, on a thread of its own.
     pub open: Box<dyn FnOnce() -> Result<Plan> + Send>,
@@ -59,19 +110,21 @@ pub struct Change {
     pub start: Vec<Job>,
 }
 
-/// What can be read again to hear which devices are wanted.
+/// What can be read again to hear which disks are wanted.
 pub trait Source: Send {
-    /// Compares what is wanted now with the devices that are there. An error leaves everything as
+    /// Compares what is wanted now with the disks that are there. An error leaves everything as
     /// it is.
     fn reload(&mut self, served: &[Key]) -> Result<Change>;
 }
 
 /// What a server does from its start to its end.
 pub struct Service {
-    /// The file that names the devices, where one does.
+    /// The file that names the disks, where one does.
     pub config: Option<PathBuf>,
-    /// The devices at the start.
+    /// The disks at the start.
     pub jobs: Vec<Job>,
+    /// Where NBD clients come to, where they can.
+    pub entrance: Option<Entrance>,
     /// What SIGHUP reads again; without it SIGHUP means the end, like SIGTERM.
     pub source: Option<Box<dyn Source>>,
     /// Who hears of readiness, reloads and the end.
@@ -81,10 +134,23 @@ pub struct Service {
 impl Service {
     /// One device and nothing else.
     pub fn of(plan: Plan) -> Service {
-        let (spec, id) = (plan.spec.clone(), plan.options.id);
-        let job = Job { key: 0, spec, id, after: Vec::new(), open: Box::new(|| Ok(plan)) };
-        Service { config: None, jobs: vec![job], source: None, notifier: Notifier::default() }
+        let id = plan.engines.ublk().and_then(|options| options.id);
+        let name = plan.engines.nbd().map(|offering| offering.name.clone());
+        let spec = plan.spec.clone();
+        let job = Job { key: 0, spec, id, name, after: Vec::new(), open: Box::new(|| Ok(plan)) };
+        let notifier = Notifier::default();
+        Service { config: None, jobs: vec![job], entrance: None, source: None, notifier }
     }
+}
+
+/// What is said about a disk when it is there.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Shown {
+    /// A device that can be opened.
+    Device(Ready),
+    /// An export that clients can choose.
+    Export(nbd::Report),
 }
 
 /// What is said about a device when it can be opened.
@@ -110,15 +176,18 @@ pub struct Ready {
     pub size: u64,
     /// The process that serves it.
     pub pid: i32,
+    /// What NBD clients are given to connect to the same disk, where they can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uris: Vec<String>,
     /// What was chosen, and why.
     pub notes: Vec<String>,
 }
 
 impl Ready {
-    pub(super) fn new(device: &dyn Disk, report: &Report) -> Ready {
+    pub(super) fn new(node: &Node, report: &Report, uris: Vec<String>) -> Ready {
         Ready {
-            id: device.id(),
-            device: device.path().display().to_string(),
+            id: node.id,
+            device: node.path.display().to_string(),
             engine: report.engine.clone(),
             data_path: report.data_path.clone(),
             data_path_reason: report.data_path_reason.clone(),
@@ -127,6 +196,7 @@ impl Ready {
             block_size: report.block_size,
             size: report.size,
             pid: process::own_pid(),
+            uris,
             notes: report.notes.clone(),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::plan::{Change, Key, Source};
 use super::served::{Event, Phase, Served};
-use super::{Server, log, serving};
+use super::{Server, log};
 use crate::error::{Error, Result};
 use crate::port::thread;
 
@@ -104,9 +104,9 @@ impl Server {
                 return;
             }
             self.reloading.step = Step::Idle;
-            let live = self.served.iter().filter(|served| matches!(served.phase, Phase::Live(_))).count();
-            log(&format!("{} now", serving(live)));
-            self.notifier.ready(&serving(live));
+            let serving = self.serving();
+            log(&format!("{serving} now"));
+            self.notifier.ready(&serving);
         }
         if self.handed_over && !self.reloading.is_busy() && std::mem::take(&mut self.reloading.again) {
             self.reload();

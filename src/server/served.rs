@@ -1,4 +1,4 @@
-//! One device of a server, from the wish for it until nobody waits for an answer about it.
+//! One disk of a server, a device or an export, from the wish for it until nobody waits for an answer about it.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,14 +10,15 @@ use std::sync::{Arc, Mutex};
 
 use super::clients::{Clients, Wish};
 use super::disk::{Disk, Make};
-use super::plan::{Change, Job, Key, Ready};
+use super::plan::{Change, Job, Key, Ready, Shown};
 use super::stopping::{self, Stopped};
 use super::{Flag, log};
+use crate::engine::nbd;
 use crate::engine::ublk::Report;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::{socket, thread};
-use crate::registry::control::State;
+use crate::registry::control::{ExportStatus, Reply, State};
 use crate::registry::{Entry, Registry, devices};
 
 /// How long the nodes of a deleted device may stay.
@@ -112,10 +113,15 @@ pub(super) struct Served {
     pub(super) spec: String,
     pub(super) phase: Phase,
     pub(super) clients: Clients,
+    /// The name that NBD clients choose it by, or will.
+    pub(super) export_name: Option<String>,
     entry: Option<Box<Entry>>,
+    /// What a person calls it, once it has been there.
+    called: Option<String>,
     notes: Vec<String>,
-    /// The last that the engine said, for the time when it cannot be asked.
+    /// The last that the engines said, for the time when they cannot be asked.
     report: Option<Report>,
+    export: Option<nbd::Report>,
     /// Somebody wants it to end before it has begun.
     cancelled: Flag,
     /// The stop that is under way no longer asks who uses the disk.
@@ -129,11 +135,14 @@ impl Served {
         Served {
             key: job.key,
             spec: job.spec.clone(),
+            export_name: job.name.clone(),
             phase: Phase::Waiting(Box::new(job)),
             clients: Clients::default(),
             entry: None,
+            called: None,
             notes: Vec::new(),
             report: None,
+            export: None,
             cancelled: Flag::default(),
             force: Flag::default(),
             failure: None,
@@ -145,8 +154,8 @@ impl Served {
         if let Phase::Waiting(job) = &self.phase { Some(job) } else { None }
     }
 
-    /// Whether the kernel is just giving it an id.
-    pub(super) fn waits_for_id(&self) -> bool {
+    /// Whether the kernel is just giving it an id, or its export its place in the list.
+    pub(super) fn waits_for_place(&self) -> bool {
         matches!(self.phase, Phase::Starting) && self.entry.is_none()
     }
 
@@ -157,15 +166,37 @@ impl Served {
 
     /// What a person calls it.
     pub(super) fn name(&self) -> String {
-        self.entry.as_ref().map_or_else(|| self.spec.clone(), |entry| entry.device.display().to_string())
+        let device = self.entry.as_ref().map(|entry| entry.device.display().to_string());
+        device.or_else(|| self.called.clone()).unwrap_or_else(|| self.spec.clone())
     }
 
-    /// What is said about it when it can be opened.
-    pub(super) fn ready(&self) -> Option<Ready> {
-        match (&self.phase, &self.report) {
-            (Phase::Live(device), Some(report)) => Some(Ready::new(&**device, report)),
-            _ => None,
+    /// What is said about it when it is there.
+    pub(super) fn shown(&self) -> Option<Shown> {
+        let Phase::Live(disk) = &self.phase else { return None };
+        match (disk.node(), &self.report, &self.export) {
+            (Some(node), Some(report), export) => {
+                let uris = export.as_ref().map_or_else(Vec::new, |export| export.uris.clone());
+                Some(Shown::Device(Ready::new(&node, report, uris)))
+            }
+            (_, _, export) => export.clone().map(Shown::Export),
         }
+    }
+
+    /// Whether it is live as a device, and whether as an export.
+    pub(super) fn live_as(&self) -> (bool, bool) {
+        let is_live = matches!(self.phase, Phase::Live(_));
+        (is_live && self.report.is_some(), is_live && self.export.is_some())
+    }
+
+    /// What NBD clients can choose, and how that is.
+    pub(super) fn export_status(&self) -> Option<ExportStatus> {
+        let report = match &self.phase {
+            Phase::Live(disk) => disk.export(),
+            Phase::Waiting(_) | Phase::Starting | Phase::Stopping => self.export.clone(),
+            Phase::Gone(_) => None,
+        };
+        let device = self.entry.as_ref().map(|entry| entry.device.display().to_string());
+        Some(ExportStatus { state: self.phase.state(), device, report: report? })
     }
 
     /// Whether there is nothing more to do about it.
@@ -196,7 +227,8 @@ impl Served {
 
     pub(super) fn started(&mut self, device: Box<dyn Disk>, notes: Vec<String>, around: &Around) {
         self.notes = notes;
-        self.report = Some(self.look(&*device));
+        self.called = Some(device.name());
+        (self.report, self.export) = look(&*device, &self.notes);
         self.phase = Phase::Live(device);
         let result = match self.cancelled.load(Ordering::Relaxed) {
             true => Err(interrupted()),
@@ -206,13 +238,6 @@ impl Served {
             self.failure = Some(error);
             self.stop(true, around);
         }
-    }
-
-    /// What is to be said about the device at this moment.
-    fn look(&self, device: &dyn Disk) -> Report {
-        let mut report = device.report();
-        report.notes.extend_from_slice(&self.notes);
-        report
     }
 
     /// Adds to the entry what is known since the device is ready.
@@ -227,7 +252,7 @@ impl Served {
     pub(super) fn look_for_failure(&mut self, around: &Around) {
         let Phase::Live(device) = &self.phase else { return };
         let Some(failure) = device.failure() else { return };
-        let what = format!("{} has failed", device.path().display());
+        let what = format!("{} has failed", device.name());
         log(&format!("{what}: {failure}"));
         self.failure = Some(Error::new(Kind::Failed, what, failure));
         self.stop(true, around);
@@ -244,9 +269,12 @@ impl Served {
         if let Phase::Live(device) = &self.phase
             && self.clients.are_there()
         {
-            self.report = Some(self.look(&**device));
+            (self.report, self.export) = look(&**device, &self.notes);
         }
-        let wishes = self.clients.serve(self.phase.state(), self.report.as_ref());
+        let state = self.phase.state();
+        let report = self.report.as_ref();
+        let status = || Reply::Status { state, report: report.cloned().map(Box::new) };
+        let wishes = self.clients.serve(state, &status);
         for wish in wishes.iter().filter(|wish| !wish.all) {
             self.stop(wish.force, around);
         }
@@ -269,7 +297,7 @@ impl Served {
         match std::mem::replace(&mut self.phase, Phase::Stopping) {
             Phase::Live(device) => {
                 self.force.store(force, Ordering::Relaxed);
-                self.report = Some(self.look(&*device));
+                (self.report, self.export) = look(&*device, &self.notes);
                 let must_go = self.failure.is_some();
                 let (key, teller, force) = (self.key, around.clone(), self.force.clone());
                 let body = move || {
@@ -342,6 +370,17 @@ fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<dyn Disk>, 
         devices::gone_by(id, Deadline::after(NODES_GONE));
     }
     Ok((started?, plan.notes))
+}
+
+/// What is to be said about a disk at this moment, with the notes that neither backend nor engine has.
+fn look(disk: &dyn Disk, notes: &[String]) -> (Option<Report>, Option<nbd::Report>) {
+    let (mut report, mut export) = (disk.report(), disk.export());
+    match (&mut report, &mut export) {
+        (Some(report), _) => report.notes.extend_from_slice(notes),
+        (None, Some(export)) => export.notes.extend_from_slice(notes),
+        (None, None) => {}
+    }
+    (report, export)
 }
 
 fn no_thread(error: std::io::Error) -> Error {

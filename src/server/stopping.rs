@@ -13,8 +13,9 @@ use crate::registry::devices;
 /// scan.
 const PASSING: Duration = Duration::from_secs(2);
 
-/// For how long where all who have it open are udev's own; less than a detach waits altogether.
-const UDEV: Duration = Duration::from_secs(6);
+/// For how long where all who have it open are udev's own, or gone again when we look; less than a
+/// detach waits altogether.
+const UDEV: Duration = Duration::from_secs(7);
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -30,7 +31,7 @@ pub(super) enum Stopped {
 /// Takes the device away unless it is in use; with `force`, which may be set meanwhile, also then.
 /// One that `must_go` is given up where the kernel refuses: `gc` does the rest.
 pub(super) fn stop(device: Box<dyn Disk>, force: &AtomicBool, must_go: bool) -> Stopped {
-    let id = device.id();
+    let node = device.node();
     let stopped = match attempt(device, force) {
         Stopped::Refused(device, error) if must_go => {
             drop(device);
@@ -38,8 +39,8 @@ pub(super) fn stop(device: Box<dyn Disk>, force: &AtomicBool, must_go: bool) -> 
         }
         other => other,
     };
-    if let Stopped::Gone(_) = stopped {
-        devices::gone_by(id, Deadline::after(NODES_GONE));
+    if let (Stopped::Gone(_), Some(node)) = (&stopped, node) {
+        devices::gone_by(node.id, Deadline::after(NODES_GONE));
     }
     stopped
 }
@@ -49,7 +50,10 @@ fn attempt(device: Box<dyn Disk>, force: &AtomicBool) -> Stopped {
     let patience_with_udev = Deadline::after(UDEV);
     loop {
         let forced = force.load(Ordering::Relaxed);
-        let users = if forced { Vec::new() } else { holders::holders(&device.path()) };
+        let users = match device.node() {
+            Some(node) if !forced => holders::holders(&node.path),
+            _ => Vec::new(),
+        };
         let lasting = users.iter().any(Holder::is_lasting);
         if users.is_empty() {
             match device.stop(!forced) {
@@ -60,7 +64,7 @@ fn attempt(device: Box<dyn Disk>, force: &AtomicBool) -> Stopped {
             }
         }
         // What was set meanwhile is obeyed; what passes by is waited for.
-        let only_udev = !users.is_empty() && users.iter().all(Holder::is_udev);
+        let only_udev = users.iter().all(Holder::is_udev);
         let passed = if only_udev { patience_with_udev.passed() } else { patience.passed() };
         if !force.load(Ordering::Relaxed) && (lasting || passed) {
             let error = in_use(&*device, &users);
@@ -68,11 +72,12 @@ fn attempt(device: Box<dyn Disk>, force: &AtomicBool) -> Stopped {
         }
         clock::sleep(PAUSE);
     }
+    device.drain(&|| force.load(Ordering::Relaxed));
     Stopped::Gone(device.finish())
 }
 
 fn in_use(device: &dyn Disk, users: &[Holder]) -> Error {
-    let path = device.path();
+    let name = device.name();
     let why = match users {
         [] => "it is in use, by whom the kernel does not say".to_owned(),
         users => format!("it is in use: {}", holders::describe(users)),
@@ -83,6 +88,7 @@ fn in_use(device: &dyn Disk, users: &[Holder]) -> Error {
             Some(at) => format!("run umount {at} first, or force it"),
             None => "end that first, or force it".to_owned(),
         };
-    Error::new(Kind::Busy, format!("cannot detach {}", path.display()), why)
-        .cure(format!("{cure} with `blockhaus detach --force {}`", device.id()))
+    let how = device.node().map(|node| format!(" with `blockhaus detach --force {}`", node.id));
+    Error::new(Kind::Busy, format!("cannot detach {name}"), why)
+        .cure(format!("{cure}{}", how.unwrap_or_default()))
 }

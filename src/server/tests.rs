@@ -6,12 +6,15 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 
-use super::disk::{Added, Disk};
+use super::disk::{Added, Disk, Node};
 use super::*;
+use crate::engine::nbd;
 use crate::engine::ublk::{Memory, Options, Report, Wish};
 use crate::error::Kind;
 use crate::registry::control::{Client, Reply, Request, State};
 use crate::registry::detach::detach;
+
+mod exports;
 
 /// Above what any test machine has.
 const FIRST_ID: u32 = 999_900;
@@ -23,6 +26,7 @@ struct World {
     busy: Mutex<BTreeSet<u32>>,
     failed: Mutex<BTreeSet<u32>>,
     broken: Mutex<BTreeSet<u32>>,
+    slow: Mutex<BTreeSet<u32>>,
 }
 
 impl World {
@@ -37,23 +41,46 @@ impl World {
 
 struct Fake {
     id: u32,
+    is_device: bool,
+    export: Option<String>,
     world: Arc<World>,
 }
 
 impl Disk for Fake {
-    fn id(&self) -> u32 {
-        self.id
+    fn node(&self) -> Option<Node> {
+        let path = PathBuf::from(format!("/dev/ublkb{}", self.id));
+        self.is_device.then_some(Node { id: self.id, path })
     }
 
-    fn path(&self) -> PathBuf {
-        format!("/dev/ublkb{}", self.id).into()
+    fn name(&self) -> String {
+        self.node()
+            .map_or_else(|| format!("export {:?}", self.export), |node| node.path.display().to_string())
     }
 
-    fn report(&self) -> Report {
+    fn export(&self) -> Option<nbd::Report> {
+        self.export.clone().map(|name| nbd::Report {
+            name,
+            engine: "nbd".into(),
+            spec: "played".into(),
+            size: 1 << 20,
+            block_size: 1,
+            read_only: false,
+            queues: 1,
+            depth: 1,
+            connections: 3,
+            uris: vec!["nbd://played".into()],
+            notes: Vec::new(),
+        })
+    }
+
+    fn report(&self) -> Option<Report> {
+        if !self.is_device {
+            return None;
+        }
         let memory = Memory { locked_buffers: 0, backend: None };
         let text = String::new;
         let (features, flags, queue_threads, notes) = Default::default();
-        Report {
+        Some(Report {
             engine: text(),
             data_path: text(),
             data_path_reason: text(),
@@ -68,7 +95,7 @@ impl Disk for Fake {
             memory,
             queue_threads,
             notes,
-        }
+        })
     }
 
     fn failure(&self) -> Option<String> {
@@ -81,6 +108,14 @@ impl Disk for Fake {
         }
         self.world.say("stopped", self.id);
         Ok(())
+    }
+
+    fn drain(&self, at_once: &dyn Fn() -> bool) {
+        // Clients that never take their replies.
+        let slow = || self.world.slow.lock().unwrap().contains(&self.id);
+        while slow() && !at_once() {
+            clock::sleep(Duration::from_millis(5));
+        }
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
@@ -118,43 +153,82 @@ fn job(key: Key, spec: &str, after: &[Key]) -> Job {
         data_path: Wish::Auto,
         registered_tags: None,
     };
-    let plan = Plan { spec: spec.into(), stack, options, notes: vec!["a remark".into()] };
-    Job { key, spec: spec.into(), id: options.id, after: after.into(), open: Box::new(|| Ok(plan)) }
+    let plan =
+        Plan { spec: spec.into(), stack, engines: Engines::Ublk(options), notes: vec!["a remark".into()] };
+    let id = options.id;
+    Job { key, spec: spec.into(), id, name: None, after: after.into(), open: Box::new(|| Ok(plan)) }
+}
+
+/// A job for an export of this name; with `is_device` for a device that has one.
+fn offer(key: Key, name: &str, is_device: bool, after: &[Key]) -> Job {
+    let stack = Arc::new(crate::backend::null::Null::new(1 << 20, 512, false));
+    let offering = Offering { name: name.into(), options: nbd::Options { queues: 1, depth: 1 } };
+    let id = FIRST_ID + key as u32;
+    let device = job(key, "x", after);
+    let options = (device.open)().unwrap().engines.ublk();
+    let engines = match options {
+        Some(options) if is_device => Engines::Both(options, offering),
+        _ => Engines::Nbd(offering),
+    };
+    // The played export has its number from here.
+    let spec = format!("disk {id}");
+    let plan = Plan { spec: spec.clone(), stack, engines, notes: vec!["a remark".into()] };
+    let open = Box::new(|| Ok(plan));
+    Job { key, spec, id: is_device.then_some(id), name: Some(name.into()), after: after.into(), open }
 }
 
 impl Scene {
     fn new(specs: &[&str]) -> Scene {
+        Scene::with(specs.iter().zip(0..).map(|(spec, key)| job(key, spec, &[])).collect())
+    }
+
+    fn with(jobs: Vec<Job>) -> Scene {
         let folder = tempfile::tempdir().unwrap();
         let registry = Registry::at(folder.path().join("run"));
         registry.create().unwrap();
         let (world, next) = (Arc::new(World::default()), Next::default());
         let of_make = world.clone();
         let make = move |plan: &Plan, added: Added<'_>| {
-            let id = plan.options.id.unwrap();
-            added(id)?;
+            let device = plan.engines.ublk();
+            let of_export = || plan.spec.trim_start_matches("disk ").parse().unwrap();
+            let id = device.map_or_else(of_export, |device| device.id.unwrap());
+            if device.is_some() {
+                added(id)?;
+            }
+            let export = plan.engines.nbd().map(|offering| offering.name.clone());
             of_make.say("made", id);
             match plan.spec.as_str() {
                 "broken" => {
                     of_make.broken.lock().unwrap().insert(id);
                     Err(Error::new(Kind::Failed, "cannot start", "it is broken"))
                 }
-                _ => Ok(Box::new(Fake { id, world: of_make.clone() }) as Box<dyn Disk>),
+                _ => {
+                    let fake = Fake { id, is_device: device.is_some(), export, world: of_make.clone() };
+                    Ok(Box::new(fake) as Box<dyn Disk>)
+                }
             }
         };
         let service = Service {
             config: Some("/etc/up.toml".into()),
-            jobs: specs.iter().zip(0..).map(|(spec, key)| job(key, spec, &[])).collect(),
+            jobs,
+            entrance: None,
             source: Some(Box::new(next.clone())),
             notifier: Notifier::default(),
         };
         let signals = Signals::block().unwrap();
-        let server = Server::new(service, registry.clone(), signals, Arc::new(make)).unwrap();
+        let presence = Presence::new(&registry, std::path::Path::new("/etc/up.toml")).unwrap();
+        let mut server = Server::new(service, registry.clone(), signals, Arc::new(make)).unwrap();
+        server.presence = Some(presence);
         Scene { server, world, next, registry, _folder: folder }
     }
 
     /// One that is up.
     fn up(specs: &[&str]) -> Scene {
-        let mut scene = Scene::new(specs);
+        Scene::up_with(specs.iter().zip(0..).map(|(spec, key)| job(key, spec, &[])).collect())
+    }
+
+    fn up_with(jobs: Vec<Job>) -> Scene {
+        let mut scene = Scene::with(jobs);
         scene.until(|scene| scene.server.handed_over);
         scene.world.said();
         scene
@@ -198,6 +272,36 @@ impl Scene {
         asking.join().unwrap()
     }
 
+    /// Asks the process, on a thread of its own, while the server turns.
+    fn ask_process(&mut self, request: Request) -> Vec<Reply> {
+        let registry = self.registry.clone();
+        let process = registry.servers().pop().unwrap();
+        let asking = std::thread::spawn(move || {
+            let mut client = Client::send_to_server(&registry, &process, request).unwrap();
+            let deadline = Deadline::after(Duration::from_secs(20));
+            let mut replies = vec![client.receive(deadline).unwrap()];
+            // The last word comes after the last turn.
+            while matches!(replies.last(), Some(Reply::Accepted)) {
+                match client.receive(deadline) {
+                    Ok(reply) => replies.push(reply),
+                    Err(_) => break,
+                }
+            }
+            replies
+        });
+        let ended = self.until(|_| asking.is_finished());
+        if ended && let Some(presence) = self.server.presence.take() {
+            presence.leave(&Ok(()));
+        }
+        asking.join().unwrap()
+    }
+
+    fn exports(&mut self) -> Vec<(String, State, Option<String>)> {
+        let replies = self.ask_process(Request::Exports);
+        let [Reply::Exports { exports }] = &replies[..] else { panic!("{replies:?}") };
+        exports.iter().map(|one| (one.report.name.clone(), one.state, one.device.clone())).collect()
+    }
+
     fn reload(&mut self, change: Result<Change>) {
         *self.next.0.lock().unwrap() = Some(change);
         self.server.signalled(Signal::Hangup);
@@ -210,8 +314,12 @@ fn each_of_many_is_known_by_itself_and_goes_by_itself() {
     let mut scene = Scene::new(&["a", "b", "c"]);
     let mut ready = Vec::new();
     while ready.is_empty() {
-        let mut said = |devices: &[Ready]| {
-            ready = devices.iter().map(|ready| (ready.id - FIRST_ID, ready.notes.clone())).collect();
+        let mut said = |disks: &[Shown]| {
+            let device = |disk: &Shown| match disk {
+                Shown::Device(ready) => (ready.id - FIRST_ID, ready.notes.clone()),
+                Shown::Export(export) => panic!("{export:?}"),
+            };
+            ready = disks.iter().map(device).collect();
             Ok(())
         };
         assert!(!scene.server.turn(&mut said).unwrap());
@@ -221,6 +329,7 @@ fn each_of_many_is_known_by_itself_and_goes_by_itself() {
     assert_eq!(scene.world.said(), ["made 0", "made 1", "made 2"]);
     let entry = scene.registry.read(FIRST_ID + 1).unwrap();
     assert_eq!((entry.spec.as_str(), entry.config), ("b", Some("/etc/up.toml".into())));
+    assert_eq!(scene.server.serving(), "serving 3 devices");
     let replies = scene.ask(1, Request::Status);
     assert!(matches!(&replies[..], [Reply::Status { state: State::Live, report: Some(_) }]), "{replies:?}");
     // The whole way of `detach`, which must not wait for the process here.

@@ -5,4 +5,6 @@ mod hostile;
 mod life;
 mod raw;
 mod server;
+mod shared;
 mod tools;
+mod up;

@@ -54,9 +54,14 @@ impl Client {
 
     /// Connects and goes into transmission with the default export.
     pub fn transmitting(socket: &Path) -> Client {
+        Client::choosing(socket, "")
+    }
+
+    /// Connects and goes into transmission with the export of this name.
+    pub fn choosing(socket: &Path, name: &str) -> Client {
         let mut client = Client::connect(socket);
         client.send(&[0, 0, 0, 3]);
-        client.send(&go(""));
+        client.send(&go(name));
         assert_eq!(client.option_replies(), [3, 3, 1]);
         client
     }

@@ -127,6 +127,7 @@ fn everything_is_met() {
         ("disk error", 50),
         ("sync", 50),
         ("timer", 500),
+        ("chain", 200),
         ("user copy", 1_000),
         ("data asked for", 500),
         ("buffer command", 500),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blockhaus::engine::nbd::{Offer, Options, Server};
+use blockhaus::engine::nbd::{Catalogue, Exported, Offer, Options, Server};
 use blockhaus::error::{Error, Result};
 use blockhaus::port::channel::{Receiver, bounded};
 use blockhaus::port::clock::{Duration, sleep};
@@ -23,6 +23,9 @@ use crate::workload::{Habits, Shared};
 const PATIENCE_NS: u64 = 60_000_000_000;
 /// The same where a connection that broke off holds what everybody waits for.
 const AFTER_LOSS_NS: u64 = 500_000_000;
+
+/// Connections at once; those that broke off count until the server has seen it.
+const MAX_CONNECTIONS: u16 = 6;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -75,11 +78,7 @@ fn plan(seed: u64, wish: Option<Kind>) -> Plan {
         direct: random.chance(700),
     };
     let layers = Layers::new(&mut random, disk, kind, filters, hard);
-    let options = Options {
-        queues: random.between(1, 2) as u16,
-        depth: *random.pick(&[1, 2, 8, 16]),
-        max_connections: 6,
-    };
+    let options = Options { queues: random.between(1, 2) as u16, depth: *random.pick(&[1, 2, 8, 16]) };
     let habits = Habits {
         in_flight: random.between(1, 24) as usize,
         crowded: *random.pick(&[3, 16, 1000]),
@@ -234,17 +233,21 @@ fn serve(
 ) -> Result<()> {
     let stack = layers.open(disk, slow)?;
     let listener = Listener::unix(socket).map_err(|error| Error::system("cannot listen", error))?;
-    let offer = Offer { name: "disk".into(), description: String::new(), stack };
-    let mut server = Server::start(vec![offer], vec![listener], options)?;
+    let offer = Offer { name: "disk".into(), description: String::new(), stack, is_shared: false };
+    let catalogue = Catalogue::new(MAX_CONNECTIONS);
+    let export = Exported::start(&catalogue, offer, options)?;
+    let mut server = Server::open(&catalogue, vec![listener])?;
+    export.started();
     let _ = stopped.recv();
-    server.close(false);
+    server.close();
+    export.close(false);
     for _ in 0..100 {
-        if server.has_ended() {
+        if export.has_ended() {
             break;
         }
         sleep(Duration::from_millis(5));
     }
-    server.finish()
+    export.finish()
 }
 
 /// All connections.

@@ -2,8 +2,9 @@
 //! ours beside the peers' from one run.
 //!
 //! plan (what to measure, the guest's script) → peer (rublk) → results (its
-//! lines) → report (table, JSON, verdict)
+//! lines) → report (table, JSON, verdict); nbd, by the clock, apart from these
 
+mod nbd;
 mod peer;
 mod plan;
 mod report;
@@ -39,6 +40,15 @@ pub struct Args {
     /// Only these devices
     #[arg(long, value_name = "NAME,…", value_enum, value_delimiter = ',')]
     only: Vec<Device>,
+    /// Measure NBD instead, by the clock and on this machine: ours beside nbdkit
+    #[arg(long, conflicts_with_all = ["quick", "only", "json", "assert_rublk"])]
+    nbd: bool,
+    /// How long each load of --nbd runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Fail when --nbd finds fewer than this many times nbdkit's IOPS under any load
+    #[arg(long, value_name = "FACTOR", requires = "nbd")]
+    assert_nbdkit: Option<f64>,
     /// Write the figures there as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -49,6 +59,9 @@ pub struct Args {
 
 /// Measure, print, and judge when that was asked for.
 pub fn main(args: &Args) -> Result<ExitCode> {
+    if args.nbd {
+        return nbd::main(args.runs, args.seconds, args.assert_nbdkit);
+    }
     let plan = Plan::new(args.quick, args.runs, &args.only);
     if args.assert_rublk.is_some() && plan.compared("rublk").next().is_none() {
         bail!("--assert-rublk compares blockhaus with rublk, and --only leaves no pair of them; name both");

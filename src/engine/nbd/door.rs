@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::desk::{Desk, Guest, Place};
-use crate::nbd::Export;
+use super::catalogue::{Catalogue, Choice, Listing};
+use super::desk::{Guest, Place};
 use crate::nbd::handshake::{Handshake, Progress};
 use crate::port::clock::{self, Deadline, Duration};
 use crate::port::socket::poll;
@@ -36,18 +36,10 @@ const AFTER_NOTHING: Duration = Duration::from_millis(5);
 /// Connections taken in one turn, so that each is served before others can push it out.
 const ACCEPTED_A_TURN: usize = 8;
 
-/// An export and the queues that serve it.
-pub(super) struct Choice {
-    pub desks: Vec<Arc<Desk>>,
-}
-
 /// What the thread at the door needs.
 pub(super) struct Door {
     pub listeners: Vec<Listener>,
-    pub exports: Vec<Export>,
-    pub choices: Vec<Choice>,
-    pub max_connections: usize,
-    pub taken: Arc<AtomicUsize>,
+    pub catalogue: Arc<Catalogue>,
     /// Becomes readable when the thread is to look at `closing`.
     pub woken: File,
     pub closing: Arc<AtomicBool>,
@@ -64,16 +56,15 @@ struct Visitor {
     leaves: Option<Leaves>,
 }
 
-#[derive(Clone, Copy)]
 enum Leaves {
-    For(usize),
+    For(Arc<Choice>),
     ForGood,
 }
 
 /// What a turn brought a visitor.
 enum Visit {
     Stays { moved: bool },
-    Chose(usize),
+    Chose(Arc<Choice>),
     Gone,
 }
 
@@ -91,14 +82,15 @@ impl Door {
             let Ok(ready) = poll(&polled, LOOK_EVERY) else { return };
             drop(polled);
             let _ = self.woken.read(&mut [0; 64]);
+            let listing = self.catalogue.listing();
             if next_look.passed() {
                 next_look = Deadline::after(QUEUES_LOOK_EVERY);
-                self.choices.iter().flat_map(|choice| &choice.desks).for_each(|desk| desk.look());
+                listing.choices.iter().flat_map(|choice| &choice.desks).for_each(|desk| desk.look());
             }
             let mut moved = ready[0] || !ready.iter().any(|&ready| ready);
             // First, so that who has just come is greeted at once.
             moved |= self.accept(&mut visitors);
-            moved |= self.visit(&mut visitors);
+            moved |= visit(&mut visitors, &listing);
             if !moved {
                 clock::sleep(AFTER_NOTHING);
             }
@@ -107,6 +99,7 @@ impl Door {
 
     fn accept(&self, visitors: &mut Vec<Visitor>) -> bool {
         let mut moved = false;
+        let limit = usize::from(self.catalogue.max_connections());
         for listener in &self.listeners {
             for _ in 0..ACCEPTED_A_TURN {
                 let Ok(socket) = listener.accept() else { break };
@@ -115,7 +108,7 @@ impl Door {
                     visitors.remove(0);
                 }
                 // One too many is closed at once: to wait in vain would be worse.
-                let Some(place) = Place::take(&self.taken, self.max_connections) else { continue };
+                let Some(place) = Place::take(self.catalogue.taken(), limit) else { continue };
                 visitors.push(Visitor {
                     socket,
                     place,
@@ -128,41 +121,41 @@ impl Door {
         }
         moved
     }
+}
 
-    fn visit(&self, visitors: &mut Vec<Visitor>) -> bool {
-        let mut moved = false;
-        let mut at = 0;
-        while at < visitors.len() {
-            match visitors[at].visit(&self.exports) {
-                Visit::Stays { moved: this } => {
-                    moved |= this;
-                    at += 1;
-                }
-                Visit::Gone => {
-                    moved = true;
-                    visitors.remove(at);
-                }
-                Visit::Chose(export) => {
-                    moved = true;
-                    let Visitor { socket, place, received, .. } = visitors.remove(at);
-                    self.hand_over(export, Guest { socket, received, place });
-                }
+fn visit(visitors: &mut Vec<Visitor>, listing: &Listing) -> bool {
+    let mut moved = false;
+    let mut at = 0;
+    while at < visitors.len() {
+        match visitors[at].visit(listing) {
+            Visit::Stays { moved: this } => {
+                moved |= this;
+                at += 1;
+            }
+            Visit::Gone => {
+                moved = true;
+                visitors.remove(at);
+            }
+            Visit::Chose(choice) => {
+                moved = true;
+                let Visitor { socket, place, received, .. } = visitors.remove(at);
+                hand_over(&choice, Guest { socket, received, place });
             }
         }
-        moved
     }
+    moved
+}
 
-    /// To the queue with the fewest connections.
-    fn hand_over(&self, export: usize, guest: Guest) {
-        let desks = self.choices.get(export).map_or(&[][..], |choice| &choice.desks);
-        if let Some(desk) = desks.iter().min_by_key(|desk| desk.connections()) {
-            desk.leave(guest);
-        }
+/// To the queue with the fewest connections. If the export has gone meanwhile, the guest goes with
+/// its desk.
+fn hand_over(choice: &Choice, guest: Guest) {
+    if let Some(desk) = choice.desks.iter().min_by_key(|desk| desk.connections()) {
+        desk.leave(guest);
     }
 }
 
 impl Visitor {
-    fn visit(&mut self, exports: &[Export]) -> Visit {
+    fn visit(&mut self, listing: &Listing) -> Visit {
         let mut moved = false;
         loop {
             match self.send() {
@@ -171,12 +164,12 @@ impl Visitor {
                 Ok(false) => return Visit::Stays { moved },
                 Err(_) => return Visit::Gone,
             }
-            match self.leaves {
-                Some(Leaves::For(export)) => return Visit::Chose(export),
+            match &self.leaves {
+                Some(Leaves::For(choice)) => return Visit::Chose(choice.clone()),
                 Some(Leaves::ForGood) => return Visit::Gone,
                 None => {}
             }
-            match self.handshake.receive(&self.received, exports) {
+            match self.handshake.receive(&self.received, &listing.exports) {
                 Err(_) => return Visit::Gone,
                 Ok((used, progress)) => {
                     self.received.drain(..used);
@@ -193,7 +186,10 @@ impl Visitor {
                             Err(_) => return Visit::Gone,
                         },
                         Progress::Answered => {}
-                        Progress::Transmission(export) => self.leaves = Some(Leaves::For(export)),
+                        Progress::Transmission(export) => match listing.choices.get(export) {
+                            Some(choice) => self.leaves = Some(Leaves::For(choice.clone())),
+                            None => return Visit::Gone,
+                        },
                         Progress::Ended => self.leaves = Some(Leaves::ForGood),
                     }
                 }

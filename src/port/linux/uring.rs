@@ -117,8 +117,9 @@ impl Uring {
         );
     }
 
-    /// Queues an entry, to be submitted with the next wait.
-    #[inline]
+    /// Queues an entry, to be submitted with the next wait. Always inlined, as what it calls, so that
+    /// what kind of entry it is needs no look where the caller knows.
+    #[inline(always)]
     pub fn push(&mut self, entry: Entry, token: Token) -> io::Result<()> {
         let entry = self.prepare(entry, token)?.user_data(token.pack());
         loop {
@@ -131,7 +132,26 @@ impl Uring {
         }
     }
 
-    #[inline]
+    /// Queues the first link of a chain of two, which says nothing when it goes well. There is room for
+    /// the second, which is whatever is pushed next: a chain that is cut by the end of the queue would
+    /// be none.
+    #[inline(always)]
+    pub fn push_chained(&mut self, entry: Entry, token: Token) -> io::Result<()> {
+        let chained = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
+        let entry = self.prepare(entry, token)?.user_data(token.pack()).flags(chained);
+        loop {
+            let mut submission = self.uring.submission();
+            let room = submission.capacity() - submission.len();
+            // SAFETY: as above; where a chain's end is reaped, its beginning is over.
+            if room >= 2 && unsafe { submission.push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            drop(submission);
+            self.uring.submit()?;
+        }
+    }
+
+    #[inline(always)]
     fn prepare(&mut self, entry: Entry, token: Token) -> io::Result<squeue::Entry> {
         Ok(match entry {
             Entry::Command { file, opcode, command, address } => {
@@ -177,7 +197,7 @@ impl Uring {
                     Token::Operation { slot, entry } => {
                         self.timers.get_mut(usize::from(slot) * OPERATIONS_PER_SLOT + usize::from(entry))
                     }
-                    Token::Front(_) | Token::Wake => None,
+                    Token::Front(_) | Token::Single(_) | Token::Chained(_) | Token::Wake => None,
                 };
                 let timer = place.ok_or(io::ErrorKind::InvalidInput)?;
                 *timer = Duration::from_nanos(nanoseconds).into();

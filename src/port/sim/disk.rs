@@ -268,7 +268,10 @@ impl State {
 
     /// Slots of a ring with an operation on its way.
     pub fn slot_in_use(&self, ring: usize, slot: u16) -> bool {
-        let of_slot = |token: &Token| matches!(token, Token::Operation { slot: used, .. } if *used == slot);
+        let of_slot = |token: &Token| match token {
+            Token::Operation { slot: used, .. } | Token::Single(used) | Token::Chained(used) => *used == slot,
+            Token::Front(_) | Token::Wake => false,
+        };
         self.operations.values().any(|operation| operation.ring == ring && of_slot(&operation.token))
             || self.rings[ring].has_timer(of_slot)
     }

@@ -12,7 +12,7 @@ use super::{Handle, current};
 use crate::payload::OPERATIONS_PER_SLOT;
 use crate::port::linux::uring::Uring;
 use crate::port::remote::Remote;
-use crate::port::ring::{Completion, Entry, Token};
+use crate::port::ring::{Completion, Entry, FixedFile, Token};
 
 /// What carries a ring's entries: decided when the ring is made, by the thread that makes it.
 #[allow(clippy::large_enum_variant, reason = "one a queue, and the large one is the production one")]
@@ -87,6 +87,15 @@ impl Driver {
             }
         }
     }
+
+    #[inline]
+    pub fn push_chained(&mut self, entry: Entry, token: Token) -> io::Result<()> {
+        match self {
+            Driver::Linux(uring) => uring.push_chained(entry, token),
+            // What the token says is all that there is to say.
+            Driver::Simulated(_) => self.push(entry, token),
+        }
+    }
 }
 
 /// The server's end of a simulated ring.
@@ -96,6 +105,17 @@ pub(in crate::port) struct SimRing {
     pending: Vec<(Entry, Token)>,
 }
 
+/// What waits for an operation to move all its bytes.
+struct Chain {
+    slot: u16,
+    len: usize,
+    file: FixedFile,
+    opcode: u32,
+    command: [u8; 16],
+    address: Option<u64>,
+    token: Token,
+}
+
 /// The kernel's end of one.
 pub(super) struct RingState {
     pub process: usize,
@@ -103,6 +123,7 @@ pub(super) struct RingState {
     pub thread: ThreadId,
     pub files: Vec<Option<Object>>,
     done: VecDeque<Completion>,
+    chains: Vec<Chain>,
     /// Timers that have not run out.
     timers: Vec<Token>,
     /// Places for the pages of requests, where there is a table of those.
@@ -123,6 +144,7 @@ impl SimRing {
             thread: handle.thread,
             files: vec![None; files as usize],
             done: VecDeque::new(),
+            chains: Vec::new(),
             timers: Vec::new(),
             buffer_table: None,
             wakes_armed: 0,
@@ -151,9 +173,24 @@ impl SimRing {
             drop(self.handle.block(self.handle.state(), "its end", None));
             return;
         };
-        for (entry, token) in self.pending.drain(..) {
+        let mut pending = self.pending.drain(..);
+        while let Some((entry, token)) = pending.next() {
+            if let Token::Chained(slot) = token {
+                // The end of a submission would cut the chain.
+                match (entry, pending.next()) {
+                    (
+                        Entry::Read { place, .. } | Entry::Write { place, .. },
+                        Some((Entry::Command { file, opcode, command, address }, token)),
+                    ) => {
+                        let chain = Chain { slot, len: place.len, file, opcode, command, address, token };
+                        state.rings[self.ring].chains.push(chain);
+                    }
+                    _ => state.fail(format!("a chain of slot {slot} has no end")),
+                }
+            }
             state.submit(self.ring, entry, token);
         }
+        drop(pending);
         // As after a signal: nothing came, and the caller asks again.
         let interrupted = state.random.chance(5);
         let until = interrupted.then(|| state.schedule.now_ns + state.random.between(0, 50_000));
@@ -240,10 +277,28 @@ impl State {
 
     /// Puts a completion into a ring, and wakes its thread if it sleeps there.
     pub fn complete(&mut self, ring: usize, token: Token, result: i32) {
-        let to = &mut self.rings[ring];
-        if to.closed || self.process_dead(self.rings[ring].process) {
+        if self.rings[ring].closed || self.process_dead(self.rings[ring].process) {
             return;
         }
+        let chain = match token {
+            Token::Chained(slot) => {
+                let chains = &mut self.rings[ring].chains;
+                chains.iter().position(|chain| chain.slot == slot).map(|at| chains.swap_remove(at))
+            }
+            _ => None,
+        };
+        if let Some(Chain { len, file, opcode, command, address, token: next, .. }) = chain {
+            if usize::try_from(result) == Ok(len) {
+                self.note("chain", [ring as u64, next.pack(), 0, 0]);
+                return self.submit(ring, Entry::Command { file, opcode, command, address }, next);
+            }
+            self.post(ring, token, result);
+            return self.post(ring, next, -libc::ECANCELED);
+        }
+        self.post(ring, token, result);
+    }
+
+    fn post(&mut self, ring: usize, token: Token, result: i32) {
         let to = &mut self.rings[ring];
         to.done.push_back(Completion { token, result });
         let thread = to.thread;

@@ -11,6 +11,8 @@ const DEPTHS: [u16; 3] = [1, 16, 128];
 /// Data paths; the last two hide the bytes, and are in no kernel before 6.16.
 const PATHS: [&str; 5] = ["copy", "user-copy", "get-data", "zero-copy", "auto-buf"];
 const HIDING: usize = 3;
+/// What lies on the backend: nothing, or three filters, put together by the compiler or at run time.
+const FILTERS: [Filters; 3] = [Filters::None, Filters::Static, Filters::Dynamic];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -18,10 +20,28 @@ pub enum Backend {
     File,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filters {
+    None,
+    Static,
+    Dynamic,
+}
+
+impl Filters {
+    fn name(self) -> &'static str {
+        match self {
+            Filters::None => "bare",
+            Filters::Static => "static",
+            Filters::Dynamic => "dynamic",
+        }
+    }
+}
+
 /// One combination; `full` fills every file system to the brim as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
     pub backend: Backend,
+    pub filters: Filters,
     pub path: &'static str,
     pub queues: u16,
     pub depth: u16,
@@ -35,7 +55,8 @@ impl fmt::Display for Cell {
             Backend::File => "file",
         };
         let full = if self.full { "/full" } else { "" };
-        write!(f, "cell/{backend}/{}/q{}/d{}{full}", self.path, self.queues, self.depth)
+        let Self { path, queues, depth, .. } = self;
+        write!(f, "cell/{backend}/{}/{path}/q{queues}/d{depth}{full}", self.filters.name())
     }
 }
 
@@ -54,12 +75,14 @@ impl FromStr for Cell {
             "file" => Backend::File,
             _ => return Err(()),
         };
+        let filters = next()?;
+        let filters = FILTERS.into_iter().find(|known| known.name() == filters).ok_or(())?;
         let path = next()?;
         let path = PATHS.into_iter().find(|&known| known == path).ok_or(())?;
         let queues = next()?.strip_prefix('q').and_then(|n| n.parse().ok()).ok_or(())?;
         let depth = next()?.strip_prefix('d').and_then(|n| n.parse().ok()).ok_or(())?;
         match parts.next() {
-            None => Ok(Self { backend, path, queues, depth, full }),
+            None => Ok(Self { backend, filters, path, queues, depth, full }),
             Some(_) => Err(()),
         }
     }
@@ -68,39 +91,38 @@ impl FromStr for Cell {
 /// The cells that `kernel` runs: all with `full`, else its part of the pairwise cover.
 pub fn cells(kernel: &str, full: bool) -> Vec<Cell> {
     let Some(kernel) = KERNELS.iter().position(|&known| known == kernel) else {
-        let newest = Cell { backend: Backend::File, path: "auto-buf", queues: 2, depth: 128, full };
+        let (backend, filters, path) = (Backend::File, Filters::None, "auto-buf");
+        let newest = Cell { backend, filters, path, queues: 2, depth: 128, full };
         return if kernel == "7.3" { vec![newest] } else { Vec::new() };
     };
     let rows = if full { candidates() } else { cover() };
     rows.into_iter().filter(|row| row[0] == kernel).map(|row| cell(row, full)).collect()
 }
 
-/// A choice of value per parameter: kernel, backend, queues, depth, data path.
-type Row = [usize; 5];
+/// A choice of value per parameter: kernel, backend, queues, depth, data path, filters.
+type Row = [usize; 6];
 
-fn cell([_, backend, queues, depth, path]: Row, full: bool) -> Cell {
-    let path = PATHS[path];
-    Cell { backend: BACKENDS[backend], path, queues: QUEUES[queues], depth: DEPTHS[depth], full }
+fn cell([_, backend, queues, depth, path, filters]: Row, full: bool) -> Cell {
+    let (path, filters) = (PATHS[path], FILTERS[filters]);
+    Cell { backend: BACKENDS[backend], filters, path, queues: QUEUES[queues], depth: DEPTHS[depth], full }
 }
 
 /// `ram:` must see the bytes, and the oldest kernel cannot hide them.
-fn exists([kernel, backend, _, _, path]: Row) -> bool {
+fn exists([kernel, backend, _, _, path, _]: Row) -> bool {
     path < HIDING || (BACKENDS[backend] == Backend::File && KERNELS[kernel] != "6.12")
 }
 
 fn candidates() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for kernel in 0..KERNELS.len() {
-        for backend in 0..BACKENDS.len() {
-            for queues in 0..QUEUES.len() {
-                for depth in 0..DEPTHS.len() {
-                    rows.extend((0..PATHS.len()).map(|path| [kernel, backend, queues, depth, path]));
-                }
-            }
+    let values = [KERNELS.len(), BACKENDS.len(), QUEUES.len(), DEPTHS.len(), PATHS.len(), FILTERS.len()];
+    let all = (0..values.iter().product()).map(|mut number: usize| {
+        let mut row = values;
+        for (place, count) in row.iter_mut().zip(values).rev() {
+            *place = number % count;
+            number /= count;
         }
-    }
-    rows.retain(|&row| exists(row));
-    rows
+        row
+    });
+    all.filter(|&row| exists(row)).collect()
 }
 
 /// The pairs of values a row shows together.
@@ -166,7 +188,7 @@ mod tests {
 
     #[test]
     fn full_is_all_that_exist_on_each_kernel_and_one_on_the_newest() {
-        for (kernel, all) in [("6.12", 36), ("6.18", 48), ("7.2", 48)] {
+        for (kernel, all) in [("6.12", 108), ("6.18", 144), ("7.2", 144)] {
             assert_eq!(cells(kernel, true).len(), all);
             let few = cells(kernel, false);
             assert!((4..=8).contains(&few.len()), "{kernel}: {few:?}");
@@ -183,12 +205,13 @@ mod tests {
             }
         }
         for wrong in [
-            "cell/ram/q1/d1",
-            "cell/ram/copy/q1/d1/x",
-            "cell/ram/swap/q1/d1",
-            "cell/tape/copy/q1/d1",
+            "cell/ram/copy/q1/d1",
+            "cell/ram/bare/copy/q1/d1/x",
+            "cell/ram/bare/swap/q1/d1",
+            "cell/ram/loose/copy/q1/d1",
+            "cell/tape/bare/copy/q1/d1",
             "life/ids",
-            "cell/ram/copy/1/1",
+            "cell/ram/bare/copy/1/1",
         ] {
             assert!(wrong.parse::<Cell>().is_err(), "{wrong}");
         }

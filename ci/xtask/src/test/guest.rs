@@ -9,7 +9,7 @@ use crate::guest_build::{self, Target};
 use crate::vm::Payload;
 use crate::{paths, run};
 
-const EXAMPLES: &[&str] = &["blocking_backend", "async_backend"];
+const EXAMPLES: &[&str] = &["blocking_backend", "async_backend", "static_filters"];
 
 /// The payload of every machine.
 pub struct Guest {

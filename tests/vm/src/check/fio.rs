@@ -73,6 +73,57 @@ fn done(ran: &Ran) -> Outcome {
     Ok(())
 }
 
+/// Where fio works on a disk: at its device, or as an NBD client.
+#[derive(Clone, Copy)]
+pub enum Side<'a> {
+    Disk(&'a str),
+    Nbd(&'a str),
+}
+
+/// Writes every block of a region once, in any order, with a CRC in each.
+pub fn write(side: Side<'_>, block: &str, start: u64, len: u64) -> Outcome {
+    turn(side, &["--rw=randwrite", "--do_verify=0", "--end_fsync=1"], "write", block, start, len)
+}
+
+/// Reads what [`write`] has written, perhaps on the other side, and checks every CRC; blocks of another
+/// size are an error.
+pub fn read_back(side: Side<'_>, block: &str, start: u64, len: u64) -> Outcome {
+    turn(side, &["--rw=randread"], "read", block, start, len)
+}
+
+fn turn(side: Side<'_>, how: &[&str], what: &str, block: &str, start: u64, len: u64) -> Outcome {
+    let at = match side {
+        Side::Disk(path) => {
+            vec!["--ioengine=io_uring".into(), "--direct=1".into(), format!("--filename={path}")]
+        }
+        Side::Nbd(uri) => vec!["--ioengine=nbd".into(), format!("--uri={uri}")],
+    };
+    let ran = Cmd::new("fio")
+        .args(["--name=turn", "--output-format=json", "--thread", "--iodepth=32"])
+        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"])
+        .args([format!("--bs={block}"), format!("--offset={start}"), format!("--size={len}")])
+        .args(at)
+        .args(how)
+        .timeout(120)
+        .run()?;
+    if !ran.status.success() {
+        return Err(ran.fail("found something wrong"));
+    }
+    let job = &read(&ran)?["jobs"][0];
+    let bytes = job[what]["io_bytes"].as_u64().unwrap_or(0);
+    ensure!(job["error"] == 0 && bytes == len, "fio has {what} {bytes} of {len} bytes: {}", job["error"]);
+    Ok(())
+}
+
+/// An NBD client that reads and writes for so many seconds.
+pub fn nbd_load(uri: &str, seconds: u32) -> Outcome<Background> {
+    Cmd::new("fio")
+        .args(["--name=load", "--ioengine=nbd", "--rw=randrw", "--bsrange=4k-64k", "--iodepth=16"])
+        .args(["--time_based", "--norandommap", "--size=32M"])
+        .args([format!("--uri={uri}"), format!("--runtime={seconds}")])
+        .spawn()
+}
+
 fn read(ran: &Ran) -> Outcome<serde_json::Value> {
     // Warnings may stand before the object.
     let from = ran.stdout.find('{').unwrap_or(0);

@@ -99,7 +99,8 @@ fn while_open() -> Outcome {
 fn under_load() -> Outcome {
     let tool = Blockhaus::new();
     let device = tool.attach(&["ram:64M", "--queues", "2"])?;
-    let load = Load::start(device.path(), 6, 500, || device.requests())?;
+    // Longer than two refused detaches, on a busy machine too.
+    let load = Load::start(device.path(), 25, 500, || device.requests())?;
     let fio = load.pid().to_string();
     refused(&tool, &device, &[&fio, "fio"])?;
     load.ends_well(60)?;

@@ -4,8 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use super::examples;
 use crate::blockhaus::{Blockhaus, Device as Attached};
-use crate::cell::{Backend, Cell};
+use crate::cell::{Backend, Cell, Filters};
 use crate::check::device::Device;
 use crate::check::model::{self, Plan, Target};
 use crate::check::{fio, fs};
@@ -17,17 +18,36 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 512 * MIB;
 const SEED: u64 = 0xce11;
 
+/// What `examples/static_filters.rs` has built in.
+const DYNAMIC: [&str; 6] = [
+    "--filter",
+    "throttle,bandwidth=1G",
+    "--filter",
+    "fault,every=997,delay_ms=1",
+    "--filter",
+    "offset,start=1M",
+];
+
 pub fn run(cell: Cell) -> Outcome {
-    let tool = Blockhaus::new();
+    let (tool, filters) = match cell.filters {
+        Filters::Static => (Blockhaus::at(examples::payload("/payload/examples/static_filters")?), &[][..]),
+        Filters::Dynamic => (Blockhaus::new(), &DYNAMIC[..]),
+        Filters::None => (Blockhaus::new(), &[][..]),
+    };
     let (queues, depth) = (cell.queues.to_string(), cell.depth.to_string());
     let knobs = ["--queues", &queues, "--depth", &depth, "--data-path", cell.path];
     let file = home::path("cell.img");
-    let spec = match cell.backend {
-        Backend::Ram => "ram:512M".to_string(),
-        Backend::File => format!("file:{file},size=512M"),
+    // The filters leave out the first MiB.
+    let size = if cell.filters == Filters::None { "512M" } else { "513M" };
+    let spec = match (cell.backend, cell.filters) {
+        (Backend::Ram, Filters::Static) => format!("guarded-ram:{size}"),
+        (Backend::Ram, _) => format!("ram:{size}"),
+        (Backend::File, Filters::Static) => format!("guarded:{file},size={size}"),
+        (Backend::File, _) => format!("file:{file},size={size}"),
     };
     let attach = |more: &[&str]| {
-        let args: Vec<&str> = [spec.as_str()].iter().chain(&knobs).chain(more).copied().collect();
+        let args: Vec<&str> =
+            [spec.as_str()].iter().chain(&knobs).chain(filters).chain(more).copied().collect();
         tool.attach(&args)
     };
     let device = attach(&[])?;

@@ -8,6 +8,7 @@ use crate::check::device::Device;
 use crate::check::fio::Load;
 use crate::check::model::Target;
 use crate::outcome::{Context, Outcome};
+use crate::run::Cmd;
 use crate::system::{Snapshot, leftovers};
 use crate::{ensure, home};
 
@@ -119,6 +120,8 @@ fn twenty() -> Outcome {
             device.path()
         );
     }
+    // On a busy machine udev takes its time to look at twenty disks that were written to.
+    Cmd::new("udevadm").args(["settle", "--timeout=60"]).timeout(70).ok()?;
     let ran = tool.command(&["detach", "--all"]).timeout(60).run()?;
     if !ran.status.success() {
         return Err(ran.fail("failed"));

@@ -7,6 +7,7 @@ mod alloc;
 mod attributes;
 mod bad;
 mod bad_holders;
+mod both;
 mod busy;
 mod cells;
 mod crash;
@@ -53,7 +54,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 15] = [
+const AREAS: [&[Entry]; 16] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -69,6 +70,7 @@ const AREAS: [&[Entry]; 15] = [
     examples::TESTS,
     alloc::TESTS,
     up::TESTS,
+    both::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {

@@ -24,8 +24,8 @@ pub(super) const TESTS: &[Entry] = &[
 const MIB: u64 = 1 << 20;
 
 /// An `up` and what it tells its service manager. Taken down by force when dropped.
-struct Up {
-    tool: Blockhaus,
+pub(super) struct Up {
+    pub(super) tool: Blockhaus,
     config: String,
     manager: UnixDatagram,
     server: Option<Background>,
@@ -33,7 +33,7 @@ struct Up {
 
 impl Up {
     /// Starts it and waits for its READY.
-    fn new(name: &str, devices: &[String]) -> Outcome<Up> {
+    pub(super) fn new(name: &str, devices: &[String]) -> Outcome<Up> {
         let up = Up::start(name, devices)?;
         let said = up.hears().context(format!("no word from up; it says {}", up.log()))?;
         ensure!(said.contains("READY=1"), "the first word of up is {said:?}");
@@ -71,16 +71,16 @@ impl Up {
         Ok(self.server()?.pid())
     }
 
-    fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         self.server.as_ref().map(Background::stderr_so_far).unwrap_or_default()
     }
 
-    /// What it printed: a path a line.
-    fn paths(&self) -> Outcome<Vec<String>> {
+    /// What it printed: a path or a URI a line.
+    pub(super) fn paths(&self) -> Outcome<Vec<String>> {
         Ok(self.server()?.stdout_so_far().lines().map(str::to_owned).collect())
     }
 
-    fn reload(&self, devices: &[String]) -> Outcome {
+    pub(super) fn reload(&self, devices: &[String]) -> Outcome {
         write(&self.config, devices)?;
         signal(self.pid()? as i32, libc::SIGHUP);
         let said = self.hears()?;
@@ -94,12 +94,12 @@ impl Up {
         Ok(())
     }
 
-    fn down(&self, more: &[&str]) -> Outcome<Ran> {
+    pub(super) fn down(&self, more: &[&str]) -> Outcome<Ran> {
         self.tool.answer(&[&["down", self.config.as_str()], more].concat())
     }
 
     /// Waits for its end, which must be a good one.
-    fn ends(mut self) -> Outcome {
+    pub(super) fn ends(mut self) -> Outcome {
         let server = self.server.take().context("the server was waited for")?;
         let ran = server.wait(Duration::from_secs(15))?;
         if !ran.status.success() {
@@ -117,7 +117,7 @@ impl Up {
         Ok(listed.map(|listed| (listed.id, listed.state)).collect())
     }
 
-    fn serves(&self, ids: &[u32]) -> Outcome {
+    pub(super) fn serves(&self, ids: &[u32]) -> Outcome {
         let wanted: Vec<(u32, String)> = ids.iter().map(|id| (*id, "live".to_owned())).collect();
         let listed = self.listed()?;
         ensure!(listed == wanted, "list says {listed:?} instead of {ids:?}; up says {}", self.log());
@@ -138,15 +138,15 @@ fn write(config: &str, devices: &[String]) -> Outcome {
     std::fs::write(config, devices.concat()).context(format!("cannot write {config}"))
 }
 
-fn device(id: u32, spec: &str) -> String {
+pub(super) fn device(id: u32, spec: &str) -> String {
     format!("[[device]]\nspec = \"{spec}\"\nid = {id}\nqueues = 2\ndepth = 32\n")
 }
 
-fn path(id: u32) -> String {
+pub(super) fn path(id: u32) -> String {
     format!("/dev/ublkb{id}")
 }
 
-fn nothing_left(ids: &[u32]) -> Outcome {
+pub(super) fn nothing_left(ids: &[u32]) -> Outcome {
     for id in ids {
         for path in [format!("/dev/ublkb{id}"), format!("/dev/ublkc{id}"), format!("/sys/block/ublkb{id}")] {
             ensure!(!std::path::Path::new(&path).exists(), "{path} is still there");
@@ -156,7 +156,7 @@ fn nothing_left(ids: &[u32]) -> Outcome {
 }
 
 /// Requests that a disk has completed.
-fn requests(id: u32) -> Outcome<u64> {
+pub(super) fn requests(id: u32) -> Outcome<u64> {
     let stat = std::fs::read_to_string(format!("/sys/block/ublkb{id}/stat")).context("no stat")?;
     let fields: Vec<u64> = stat.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     match fields[..] {
@@ -165,7 +165,7 @@ fn requests(id: u32) -> Outcome<u64> {
     }
 }
 
-fn done(ran: Ran) -> Outcome {
+pub(super) fn done(ran: Ran) -> Outcome {
     if ran.status.success() { Ok(()) } else { Err(ran.fail("failed")) }
 }
 

@@ -1,0 +1,277 @@
+//! The life of an export: queues seated → in the catalogue → out of it → desks closed and drained →
+//! threads joined → disk closed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::catalogue::{Catalogue, Choice};
+use super::desk::Desk;
+use super::export::{self, SLOTS_OF_LONGEST};
+use super::front::Sizes;
+use super::report::Report;
+use super::seat::Seat;
+use crate::error::{Error, Kind, Result};
+use crate::nbd::transmission::Rules;
+use crate::nbd::{Export, ExportFlags};
+use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crate::port::clock::{Duration, Instant};
+use crate::port::remote::Remote;
+use crate::port::system;
+use crate::port::thread::{self, JoinHandle};
+use crate::queue::Stack;
+
+/// How long a queue thread may take to make its buffers and its ring.
+const SEAT_WAIT: Duration = Duration::from_secs(60);
+
+/// Most requests that a queue has in service at once.
+pub const MAX_DEPTH: u16 = 4096;
+
+/// A disk and the name it is offered under.
+pub struct Offer {
+    /// The name that clients choose it by.
+    pub name: String,
+    /// What people read about it.
+    pub description: String,
+    /// The disk.
+    pub stack: Arc<dyn Stack>,
+    /// Another engine serves the same disk, for longer than this one: that one tells it that it has
+    /// started and closes it.
+    pub is_shared: bool,
+}
+
+impl std::fmt::Debug for Offer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Offer").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What a person may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Queues, at most one a processor.
+    pub queues: u16,
+    /// Requests that a queue has in service at once, 1 to 4096.
+    pub depth: u16,
+}
+
+struct Queue {
+    thread: Option<JoinHandle<()>>,
+    desk: Arc<Desk>,
+    /// Why it ended, once it has.
+    ended: Arc<Mutex<Option<Result<(), String>>>>,
+}
+
+/// An export that clients can choose, served by threads of this process. When it is dropped, all of
+/// it is undone.
+pub struct Exported {
+    export: Export,
+    stack: Arc<dyn Stack>,
+    is_shared: bool,
+    options: Options,
+    catalogue: Arc<Catalogue>,
+    /// None before it can be chosen.
+    choice: Option<Arc<Choice>>,
+    queues: Vec<Queue>,
+    gone: bool,
+}
+
+impl std::fmt::Debug for Exported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exported").field("export", &self.export).finish_non_exhaustive()
+    }
+}
+
+impl Exported {
+    /// Seats the queues and puts the export in the catalogue. When it fails, nothing is left behind.
+    pub fn start(catalogue: &Arc<Catalogue>, offer: Offer, options: &Options) -> Result<Exported> {
+        check(options, catalogue.max_connections())?;
+        let mut exported = Exported {
+            export: export::describe(&offer.name, &offer.description, &*offer.stack)?,
+            stack: offer.stack,
+            is_shared: offer.is_shared,
+            options: *options,
+            catalogue: catalogue.clone(),
+            choice: None,
+            queues: Vec::new(),
+            gone: false,
+        };
+        exported.seat()?;
+        let desks = exported.queues.iter().map(|queue| queue.desk.clone()).collect();
+        let choice = Arc::new(Choice { desks });
+        catalogue.add(&exported.export, &choice)?;
+        exported.choice = Some(choice);
+        Ok(exported)
+    }
+
+    /// Tells the disk that it is there for everybody. Called once, when nothing keeps the export
+    /// from being served any more.
+    pub fn started(&self) {
+        if !self.is_shared {
+            self.stack.started();
+        }
+    }
+
+    /// What clients are told.
+    pub fn export(&self) -> &Export {
+        &self.export
+    }
+
+    /// What it is, at this moment, for people; `uris` are its addresses.
+    pub fn report(&self, uris: Vec<String>) -> Report {
+        Report {
+            name: self.export.name.clone(),
+            engine: "nbd".into(),
+            spec: self.export.description.clone(),
+            size: self.export.size,
+            block_size: self.export.block.minimum,
+            read_only: self.export.flags.contains(ExportFlags::READ_ONLY),
+            queues: self.options.queues,
+            depth: self.options.depth,
+            connections: self.connections(),
+            uris,
+            notes: self.stack.notes(),
+        }
+    }
+
+    /// Connections at this moment.
+    pub fn connections(&self) -> usize {
+        self.queues.iter().map(|queue| queue.desk.connections()).sum()
+    }
+
+    /// Why a queue ended by itself, if one did.
+    pub fn failure(&self) -> Option<String> {
+        self.queues.iter().find_map(|queue| {
+            let ended = queue.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            ended.as_ref().and_then(|end| end.clone().err())
+        })
+    }
+
+    /// Takes nothing new: nobody can choose it, and no connection is read from. What was asked for is
+    /// answered, unless it is to end at once.
+    pub fn close(&self, at_once: bool) {
+        if let Some(choice) = &self.choice {
+            self.catalogue.remove(choice);
+        }
+        for queue in &self.queues {
+            queue.desk.close(at_once);
+        }
+    }
+
+    /// Whether every queue has ended.
+    pub fn has_ended(&self) -> bool {
+        let ended = |queue: &Queue| queue.ended.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        self.queues.iter().all(ended)
+    }
+
+    /// Ends what has not ended, waits for the queues and closes the disk, which makes everything
+    /// durable, unless it is another engine's as well.
+    pub fn finish(mut self) -> Result<()> {
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.gone, true) {
+            return Ok(());
+        }
+        self.close(true);
+        for queue in &mut self.queues {
+            if let Some(thread) = queue.thread.take() {
+                // A panic aborts the process, so that there is none to report here.
+                let _ = thread.join();
+            }
+        }
+        if !self.is_shared {
+            self.stack.close()?;
+        }
+        match self.failure() {
+            Some(why) => {
+                Err(Error::new(Kind::Failed, format!("a queue of export {:?} failed", self.export.name), why))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn seat(&mut self) -> Result<()> {
+        let sizes = Sizes {
+            depth: self.options.depth,
+            slots: self.options.depth.max(SLOTS_OF_LONGEST),
+            connections: self.catalogue.max_connections(),
+        };
+        let (tell, told) = bounded(usize::from(self.options.queues));
+        for queue in 0..self.options.queues {
+            let remote = Remote::new(sizes.slots)
+                .map_err(|error| Error::system(format!("cannot make queue {queue}"), error))?;
+            let desk = Arc::new(Desk::new(remote.clone(), usize::from(sizes.connections)));
+            let seat = Seat {
+                name: self.export.name.clone(),
+                stack: self.stack.clone(),
+                rules: Rules::new(&self.export),
+                queue,
+                sizes,
+                remote,
+                desk: desk.clone(),
+            };
+            self.queues.push(start_thread(seat, desk, tell.clone())?);
+        }
+        drop(tell);
+        self.wait_for_seats(&told)
+    }
+
+    fn wait_for_seats(&self, told: &Receiver<()>) -> Result<()> {
+        let what = || format!("cannot export {:?}", self.export.name);
+        let until = Instant::now() + SEAT_WAIT;
+        for _ in &self.queues {
+            match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    let why = format!("the queues were not ready within {} s", SEAT_WAIT.as_secs());
+                    return Err(Error::new(Kind::Deadline, what(), why));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let why = self.failure().unwrap_or_else(|| "a queue ended".into());
+                    return Err(Error::new(Kind::Failed, what(), why));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Exported {
+    fn drop(&mut self) {
+        // Whoever drops it is on the way out with an error of its own.
+        let _ = self.take_down();
+    }
+}
+
+fn check(options: &Options, max_connections: u16) -> Result<()> {
+    let what = "cannot serve";
+    if options.depth == 0 || options.depth > MAX_DEPTH {
+        let why = format!("a depth of {} is outside 1 to {MAX_DEPTH}", options.depth);
+        return Err(Error::invalid(what, why).cure("give --depth 128"));
+    }
+    let cpus = system::cpu_count();
+    if options.queues == 0 || options.queues > cpus {
+        let why = format!("{} queues on a machine of {cpus} processors", options.queues);
+        return Err(Error::invalid(what, why).cure(format!("give --queues from 1 to {cpus}")));
+    }
+    if max_connections == 0 {
+        return Err(Error::invalid(what, "nobody could connect").cure("allow at least one connection"));
+    }
+    Ok(())
+}
+
+fn start_thread(seat: Seat, desk: Arc<Desk>, tell: Sender<()>) -> Result<Queue> {
+    let ended = Arc::new(Mutex::new(None));
+    let (name, end) = (format!("{}-q{}", seat.name, seat.queue), ended.clone());
+    let body = move || {
+        let seated = || {
+            // Who has stopped waiting needs no word.
+            let _ = tell.send(());
+        };
+        let result = seat.serve(seated).map_err(|error| error.to_string());
+        *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+    };
+    let thread = thread::spawn(name.replace('\0', ""), body)
+        .map_err(|error| Error::system("cannot start the thread of a queue", error))?;
+    Ok(Queue { thread: Some(thread), desk, ended })
+}
