@@ -1,6 +1,6 @@
 //! How a server begins and ends.
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Output;
 
 use crate::raw::{Client, READ, request};
@@ -67,6 +67,10 @@ fn only_a_dead_servers_socket_is_replaced() {
     let third = output(server.folder(), &["--listen", "unix:file", "ram:1M"]);
     assert_eq!(third.status.code(), Some(1));
     assert_eq!(std::fs::read_to_string(server.folder().join("file")).unwrap(), "precious");
+    let _datagrams = UnixDatagram::bind(server.folder().join("d")).unwrap();
+    let fourth = output(server.folder(), &["--listen", "unix:d", "ram:1M"]);
+    let said = String::from_utf8_lossy(&fourth.stderr).into_owned();
+    assert!(said.contains("a file of another kind") && said.contains("choose another path"), "{said}");
 }
 
 #[test]

@@ -130,6 +130,10 @@ impl Listener {
             Ok(_) => match UnixStream::connect(path) {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // A socket for datagrams, whoever's.
+                Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
+                    return Err(ErrorKind::AlreadyExists.into());
+                }
                 Err(error) => return Err(error),
                 Ok(_) => return Err(ErrorKind::AddrInUse.into()),
             },

@@ -25,7 +25,7 @@ fn nbd() -> String {
 }
 
 fn socket() -> String {
-    home::scratch().join("both.sock").display().to_string()
+    home::scratch().join("both-nbd.sock").display().to_string()
 }
 
 fn uri(name: &str) -> String {
