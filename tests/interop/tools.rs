@@ -183,6 +183,32 @@ fn fio_verifies_what_it_wrote() {
     }
 }
 
+/// Four connections on two queues, none of whose writes is a whole block of the disk: neighbours in one
+/// block must not lose what the other wrote.
+#[test]
+fn clients_of_sectors_share_the_blocks_of_a_disk_of_pages() {
+    for spec in specs(Path::new("."), "64M") {
+        let spec = format!("disk={spec}");
+        let server = Server::start(&["--queues", "2", "--filter", "blocksize,size=4096", &spec]);
+        let info: serde_json::Value =
+            serde_json::from_str(&nbdinfo(&server, &["--json", server.uri()])).unwrap();
+        assert_eq!(info["exports"][0]["block_size_minimum"], 1);
+        let uri = format!("--uri={}", server.uri());
+        let mut arguments =
+            vec!["--name=global", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=512", "--iodepth=16"];
+        // One writes the sectors 0, 4, 8 …, the next 1, 5, 9 …, so that each block has two writers or more.
+        arguments.extend(["--verify=crc32c", "--verify_state_save=0", "--size=2M", "--zonemode=strided"]);
+        arguments.extend(["--zonesize=512", "--zonerange=2k", "--zoneskip=1536"]);
+        let names = ["--name=a", "--name=b", "--name=c", "--name=d"];
+        let offsets = ["--offset=0", "--offset=512", "--offset=1024", "--offset=1536"];
+        for (name, offset) in names.into_iter().zip(offsets) {
+            arguments.extend([name, offset]);
+        }
+        let said = tool("fio", "fio", &arguments, server.folder());
+        assert_eq!(said.matches("err= 0").count(), 4, "{spec}: {said}");
+    }
+}
+
 #[test]
 fn a_read_only_export_is_one() {
     let server = Server::start(&["--read-only", "ram:1M"]);
