@@ -61,7 +61,8 @@ pub(super) fn run(arguments: Arguments, table: &Arc<SpecTable>) -> Result<ExitCo
         return Err(servers::is_up_already(&server));
     }
     // Blocked before a backend can make a thread.
-    let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
+    let signals =
+        Signals::block_with_hangup().map_err(|error| Error::system("cannot block signals", error))?;
     process::set_name(c"blockhaus");
     let mut wanted = Wanted::new(path.clone(), table.clone(), sandbox::prepare());
     let (jobs, entrance) = wanted.start()?;

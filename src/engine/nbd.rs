@@ -1,9 +1,9 @@
 //! The NBD engine: disks for clients over sockets, served by this process.
 //!
-//! A thread at the [`door`] accepts connections and negotiates. One that goes into transmission is
+//! A thread at the door accepts connections and negotiates. One that goes into transmission is
 //! handed to a queue's thread of the export that it chose; from there on its requests are [`Io`]s
 //! like any others, and its bytes go through the queue's ring. One queue serves many connections.
-//! What there is to choose from is the [`catalogue`]'s, where exports come and go at any time.
+//! What there is to choose from is the catalogue's, where exports come and go at any time.
 //!
 //! [`Io`]: crate::io::Io
 

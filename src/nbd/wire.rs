@@ -136,7 +136,7 @@ impl Request {
 /// The head of a simple reply; a read that went well has its data behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimpleReply {
-    /// 0, or one of the numbers the protocol knows ([`error_number`]).
+    /// 0, or one of the numbers the protocol knows.
     pub error: u32,
     /// The request's.
     pub cookie: u64,

@@ -1,7 +1,7 @@
 //! One thread's ring: where a queue's commands and its backend's operations meet.
 //!
 //! What a ring promises is here: tokens, slots that own what is in flight, operations as futures.
-//! The driver below it, io_uring, only carries [`Entry`]s down and completions up.
+//! The driver below it, io_uring, only carries entries down and completions up.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;

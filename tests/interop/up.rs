@@ -33,8 +33,15 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn blockhaus(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_blockhaus"));
-    command.args(arguments).current_dir(folder).stdin(Stdio::null());
+    let mut command = blockhaus_below(env!("CARGO_BIN_EXE_blockhaus"), folder);
+    command.args(arguments);
+    command
+}
+
+/// With what the program must have around it.
+fn blockhaus_below(program: &str, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(folder).stdin(Stdio::null());
     command.env("BLOCKHAUS_RUN_DIR", folder.join("run")).env_remove("NOTIFY_SOCKET");
     command
 }
@@ -56,7 +63,9 @@ impl Up {
     fn start_in(folder: tempfile::TempDir, text: &str, lines: usize, more: &[&str]) -> Up {
         fs::write(folder.path().join("up.toml"), text).unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
-        let mut child = blockhaus(folder.path(), &["up", "up.toml"])
+        // As below nohup(1): to `up` SIGHUP is a command all the same.
+        let mut child = blockhaus_below("sh", folder.path())
+            .args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_blockhaus"), "up", "up.toml"])
             .args(more)
             .stdout(Stdio::piped())
             .stderr(log)

@@ -48,11 +48,21 @@ impl Signals {
     /// Blocks the signals in this thread and in all that it starts from now on: to be called
     /// before any other thread is made. Children started through `std::process` do not inherit it.
     pub fn block() -> io::Result<Signals> {
+        // What nohup ignores stays ignored: a blocked signal would be readable nevertheless.
+        Signals::block_these(!is_ignored(Number::SIGHUP))
+    }
+
+    /// As [`block`](Self::block), for a process to which SIGHUP is a command and says nothing about a
+    /// terminal: it comes also where it was ignored at the start.
+    pub fn block_with_hangup() -> io::Result<Signals> {
+        Signals::block_these(true)
+    }
+
+    fn block_these(hangup: bool) -> io::Result<Signals> {
         let mut set = SigSet::empty();
         set.add(Number::SIGTERM);
         set.add(Number::SIGINT);
-        // What nohup ignores stays ignored: a blocked signal would be readable nevertheless.
-        if !is_ignored(Number::SIGHUP) {
+        if hangup {
             set.add(Number::SIGHUP);
         }
         set.thread_block()?;

@@ -85,7 +85,7 @@ pub fn write(side: Side<'_>, block: &str, start: u64, len: u64) -> Outcome {
     turn(side, &["--rw=randwrite", "--do_verify=0", "--end_fsync=1"], "write", block, start, len)
 }
 
-/// Reads what [`write`] has written, perhaps on the other side, and checks every CRC; blocks of another
+/// Reads what [`write()`] has written, perhaps on the other side, and checks every CRC; blocks of another
 /// size are an error.
 pub fn read_back(side: Side<'_>, block: &str, start: u64, len: u64) -> Outcome {
     turn(side, &["--rw=randread"], "read", block, start, len)
