@@ -88,8 +88,6 @@ impl Errno {
     pub const EROFS: Errno = Errno(30);
     /// The device cannot do this operation.
     pub const EOPNOTSUPP: Errno = Errno(95);
-    /// The operation was cancelled; of a link in a chain, because one before it has failed.
-    pub const ECANCELED: Errno = Errno(125);
 
     /// The errno with this number. What is not a number the kernel uses (1 to 4095) becomes EIO,
     /// so that no foreign value can be taken for a success.

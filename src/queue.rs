@@ -277,7 +277,8 @@ where
                     }
                     Token::Single(_) => self.slots.single -= 1,
                     Token::Front(number) => drop(self.end_of_chain(number)),
-                    Token::Chained(_) | Token::Wake => {}
+                    Token::Chained(slot) => drop(self.end_of_chain(slot.into())),
+                    Token::Wake => {}
                 }
             }
             while let Some(message) = self.ring.remote().receive() {
@@ -296,11 +297,8 @@ where
     fn react(&mut self, completion: &Completion) -> Result<()> {
         match completion.token {
             Token::Front(number) => {
-                if self.slots.chained != 0
-                    && let Some(io) = self.end_of_chain(number)
-                    && completion.result == -Errno::ECANCELED.number()
-                {
-                    return self.serve(io);
+                if self.slots.chained != 0 {
+                    let _ = self.end_of_chain(number);
                 }
                 match self.front.arrived(self.ring, number, completion.result)? {
                     Arrival::One(io) => self.begin(io),
@@ -310,7 +308,11 @@ where
             }
             Token::Operation { slot, entry } => self.operation_ended(slot, entry, completion.result),
             Token::Single(slot) => self.single_ended(slot, completion.result),
-            Token::Chained(_) => Ok(()),
+            // It has failed, or moved too little, and so the command behind it was cancelled.
+            Token::Chained(slot) => match self.end_of_chain(slot.into()) {
+                Some(io) => self.serve(io),
+                None => Ok(()),
+            },
             Token::Wake => {
                 self.ring.arm_wake().map_err(|error| Error::system("a queue's io_uring failed", error))
             }
@@ -411,8 +413,8 @@ where
         }
     }
 
-    /// The command with this number came back. Where it was the end of a chain, yields the request that
-    /// the chain was about.
+    /// The command with this number came back, or what was chained before it in its place. Where it was the
+    /// end of a chain, yields the request that the chain was about.
     #[inline]
     fn end_of_chain(&mut self, number: u32) -> Option<Io> {
         let slot = self.slots.slots.get_mut(number as usize)?;

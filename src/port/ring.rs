@@ -73,7 +73,8 @@ pub enum Token {
     },
     /// The one operation that serves a slot's whole request.
     Single(u16),
-    /// As [`Token::Single`], of a chain whose end says how it went. Comes only when it has failed.
+    /// As [`Token::Single`], at the beginning of a chain. Comes only when it has failed, and then in place
+    /// of the command behind it.
     Chained(u16),
     /// Another thread left a message.
     Wake,
@@ -280,8 +281,9 @@ impl Ring {
     }
 
     /// As [`start_single`](Self::start_single), as the first link of a chain of two: the command that is
-    /// sent next is carried out when all bytes have been moved, and else ends with ECANCELED. The
-    /// operation itself ends without a word, or with [`Token::Chained`].
+    /// sent next is carried out when all bytes have been moved. Then the operation itself ends without a word.
+    /// Else it ends with [`Token::Chained`], and the command is cancelled without a word
+    /// (IOSQE_CQE_SKIP_SUCCESS in io_uring_enter(2)).
     #[inline]
     pub(crate) fn start_chained(&self, single: Single, write: bool, place: Place) -> io::Result<()> {
         self.0.driver.borrow_mut().push_chained(single.entry(write, place), Token::Chained(place.slot))

@@ -292,8 +292,8 @@ impl State {
                 self.note("chain", [ring as u64, next.pack(), 0, 0]);
                 return self.submit(ring, Entry::Command { file, opcode, command, address }, next);
             }
-            self.post(ring, token, result);
-            return self.post(ring, next, -libc::ECANCELED);
+            // What fails speaks for those behind it, which are cancelled without a word.
+            return self.post(ring, token, result);
         }
         self.post(ring, token, result);
     }

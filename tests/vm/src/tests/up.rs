@@ -75,9 +75,12 @@ impl Up {
         self.server.as_ref().map(Background::stderr_so_far).unwrap_or_default()
     }
 
-    /// What it printed: a path or a URI a line.
-    pub(super) fn paths(&self) -> Outcome<Vec<String>> {
-        Ok(self.server()?.stdout_so_far().lines().map(str::to_owned).collect())
+    /// What it printed, a path or a URI a line, when it is so many lines or has had its time.
+    pub(super) fn paths(&self, lines: usize) -> Outcome<Vec<String>> {
+        let server = self.server()?;
+        // Read by a thread, which may be later than the word to the manager.
+        wait_until(Duration::from_secs(3), || lines > 0 && server.stdout_so_far().lines().count() >= lines);
+        Ok(server.stdout_so_far().lines().map(str::to_owned).collect())
     }
 
     pub(super) fn reload(&self, devices: &[String]) -> Outcome {
@@ -175,7 +178,8 @@ fn three_reload_down() -> Outcome {
     let (one, two, three) =
         (device(20, "ram:128M"), device(21, "ram:32M"), device(22, &format!("file:{file},size=64M")));
     let up = Up::new("up", &[one.clone(), two, three.clone()])?;
-    ensure!(up.paths()? == [path(20), path(21), path(22)], "up printed {:?}", up.paths()?);
+    let paths = up.paths(3)?;
+    ensure!(paths == [path(20), path(21), path(22)], "up printed {paths:?}");
     up.serves(&[20, 21, 22])?;
     Device::open(&path(22))?.fill(4, 0, 8 * MIB)?;
     let again = up.tool.answer(&["up", &up.config])?;
@@ -316,7 +320,8 @@ fn all_or_none() -> Outcome {
         up.log()
     );
     ensure!(up.log().contains("id 21 is in use"), "up does not say why: {}", up.log());
-    ensure!(up.paths()?.is_empty(), "up printed {:?}", up.paths()?);
+    let paths = up.paths(0)?;
+    ensure!(paths.is_empty(), "up printed {paths:?}");
     nothing_left(&[20])?;
     ensure!(tool.state(21)?.as_deref() == Some("live"), "the disk that had the id before is gone");
     taken.detach()
