@@ -53,9 +53,10 @@ pub trait FrontEnd {
     /// Completes the request `io` with `result`; its slot may arrive again afterwards.
     fn complete(&mut self, ring: &Ring, io: &Io, result: IoResult) -> Result<()>;
 
-    /// Whether the very next thing that [`complete`](Self::complete) would do for a request served in
-    /// full is one command that carries the slot's number, and that nobody but the driver looks at:
-    /// then the operation that serves the request and this command can be one chain.
+    /// Whether the operation that serves a request and the command that completes it can be one chain. So
+    /// it is where its payload is hidden, since nobody waits for the end of a chain before the slots' memory
+    /// goes, and where all that [`complete`](Self::complete) does for a request served in full is to send
+    /// one command with the slot's number, which comes back with the slot's next request.
     fn can_chain(&self, io: &Io) -> bool {
         let _ = io;
         false
@@ -186,7 +187,7 @@ enum Admitted {
 struct Slot<F> {
     task: Pin<Box<Option<F>>>,
     io: Option<Io>,
-    /// The end of a chain says how it went.
+    /// The request is served by a chain, whose end says how it went.
     chained: bool,
     /// Set when the task has ended before all its operations have.
     result: Option<IoResult>,
@@ -197,10 +198,12 @@ struct Slot<F> {
 /// All slots of a queue; everything they will ever need is allocated here.
 struct Slots<F> {
     slots: Box<[Slot<F>]>,
+    /// Those that a task or one operation serves.
     in_service: usize,
-    /// Those in service by one operation, alone or as the beginning of a chain.
+    /// Those of them that one operation serves.
     single: usize,
-    /// Those of them in a chain.
+    /// Those that a chain serves, which are not counted as in service: they are the driver's, and the end
+    /// of a chain may come only with the slot's next request.
     chained: usize,
 }
 
@@ -237,7 +240,7 @@ where
         let mut completions = Vec::with_capacity(turn_capacity(self.slots.slots.len() as u16));
         self.front.start(self.ring)?;
         while !self.done() {
-            self.ring.submit_and_wait().map_err(|error| Error::system("a queue's io_uring failed", error))?;
+            self.ring.submit_and_wait().map_err(ring_failed)?;
             self.ring.completions(&mut completions);
             self.alone = completions.len() == 1;
             for completion in &completions {
@@ -276,9 +279,8 @@ where
                         self.ring.slot(slot).finish(entry, completion.result);
                     }
                     Token::Single(_) => self.slots.single -= 1,
-                    Token::Front(number) => drop(self.end_of_chain(number)),
-                    Token::Chained(slot) => drop(self.end_of_chain(slot.into())),
-                    Token::Wake => {}
+                    // What a chain moves is pages of the driver's, which are not ours to wait for.
+                    Token::Front(_) | Token::Chained(_) | Token::Wake => {}
                 }
             }
             while let Some(message) = self.ring.remote().receive() {
@@ -313,9 +315,7 @@ where
                 Some(io) => self.serve(io),
                 None => Ok(()),
             },
-            Token::Wake => {
-                self.ring.arm_wake().map_err(|error| Error::system("a queue's io_uring failed", error))
-            }
+            Token::Wake => self.ring.arm_wake().map_err(ring_failed),
         }
     }
 
@@ -356,6 +356,7 @@ where
     fn serve(&mut self, io: Io) -> Result<()> {
         let task = (self.task)(io);
         self.take_slot(io).task.set(Some(task));
+        self.slots.in_service += 1;
         self.advance(io.slot)
     }
 
@@ -365,17 +366,15 @@ where
         let free = self.ring.slot(io.slot).lend();
         debug_assert!(free && slot.io.is_none(), "a slot arrived that is in service");
         slot.io = Some(io);
-        self.slots.in_service += 1;
         slot
     }
 
-    /// The slot's request is no longer in service.
+    /// The slot is its front end's again; yields the request that it had.
     #[inline]
     fn give_slot_back(&mut self, number: u16) -> Option<Io> {
         let io = self.slots.slots[usize::from(number)].io.take();
         debug_assert!(io.is_some(), "a task without a request");
         if io.is_some() {
-            self.slots.in_service -= 1;
             self.ring.slot(number).give_back();
         }
         io
@@ -386,18 +385,17 @@ where
     /// chain costs the kernel more than two entries do.
     #[inline]
     fn start_single(&mut self, io: Io, single: Single, place: Place) -> Result<()> {
-        let failed = |error| Error::system("a queue's io_uring failed", error);
         let write = io.op == Op::Write;
         let chained = self.alone && self.front.can_chain(&io);
         self.take_slot(io).chained = chained;
         if chained {
-            self.ring.start_chained(single, write, place).map_err(failed)?;
-            self.slots.single += 1;
+            self.ring.start_chained(single, write, place).map_err(ring_failed)?;
             self.slots.chained += 1;
             self.front.complete(self.ring, &io, Ok(()))
         } else {
-            self.ring.start_single(single, write, place).map_err(failed)?;
+            self.ring.start_single(single, write, place).map_err(ring_failed)?;
             self.slots.single += 1;
+            self.slots.in_service += 1;
             Ok(())
         }
     }
@@ -406,6 +404,7 @@ where
     #[inline]
     fn single_ended(&mut self, number: u16, result: i32) -> Result<()> {
         self.slots.single -= 1;
+        self.slots.in_service -= 1;
         let Some(io) = self.give_slot_back(number) else { return Ok(()) };
         match u64::try_from(result) == Ok(io.len) {
             true => self.front.complete(self.ring, &io, Ok(())),
@@ -422,7 +421,6 @@ where
             return None;
         }
         self.slots.chained -= 1;
-        self.slots.single -= 1;
         self.give_slot_back(number as u16)
     }
 
@@ -449,12 +447,17 @@ where
             && self.ring.slot(number).in_flight() == 0
         {
             slot.result = None;
+            self.slots.in_service -= 1;
             if let Some(io) = self.give_slot_back(number) {
                 return self.front.complete(self.ring, &io, result);
             }
         }
         Ok(())
     }
+}
+
+fn ring_failed(error: std::io::Error) -> Error {
+    Error::system("a queue's io_uring failed", error)
 }
 
 /// Bytes of payload that a request carries, given the size of its slot's buffer.

@@ -211,10 +211,11 @@ impl FrontEnd for PerTag<'_> {
 
     #[inline]
     fn can_chain(&self, io: &Io) -> bool {
-        // Kernels from 6.10 to 6.13 read a chained command's entry only when its turn comes, and by then
-        // it can be another's: a commit for a wrong tag. This path is in none of them. What the driver
-        // could not register has to be copied, once it was read.
-        self.seat.path == DataPath::AutoBuf && (io.op == Op::Write || self.seat.buffers.is_hidden(io.slot))
+        // Not by other paths that hide nothing: older kernels have these, too, and Linux 6.12 reads a chained
+        // command's entry when its turn comes, by when it can be another's: a commit for a wrong tag.
+        matches!(io.op, Op::Read | Op::Write)
+            && self.seat.path == DataPath::AutoBuf
+            && self.seat.buffers.is_hidden(io.slot)
     }
 
     fn finished(&self) -> bool {
