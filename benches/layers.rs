@@ -25,14 +25,15 @@ use blockhaus::payload::Payload;
 use blockhaus::port::remote::Remote;
 use blockhaus::port::ring::Ring;
 use blockhaus::queue::{Buffers, Stack};
-use harness::straight::Straight;
+use straight::Straight;
 
-#[path = "../tests/harness/mod.rs"]
-mod harness;
+#[path = "../tests/harness/straight.rs"]
+mod straight;
 
 const DEPTH: u16 = 32;
 const SIZE: u64 = 1 << 30;
 const LEN: u64 = 4096;
+const MAX_IO: u32 = 256 << 10;
 const WARM: u64 = 50_000;
 const RUNS: usize = 7;
 
@@ -68,9 +69,9 @@ impl Queue for LaterQueue {
 /// than it is; in turn, since the machine may do something else for a while.
 fn measure(stacks: &[&dyn Stack], count: u64) -> Vec<f64> {
     let run = |stack: &dyn Stack| {
-        let buffers = Buffers::new(DEPTH, harness::MAX_IO).expect("memory");
+        let buffers = Buffers::new(DEPTH, MAX_IO).expect("memory");
         let ring = Ring::new(DEPTH, Remote::new(DEPTH).expect("an eventfd")).expect("a ring");
-        let context = QueueContext { ring: &ring, index: 0, depth: DEPTH, max_io_size: harness::MAX_IO };
+        let context = QueueContext { ring: &ring, index: 0, depth: DEPTH, max_io_size: MAX_IO };
         let mut marks = Vec::with_capacity(2);
         let mut mark = || marks.push(Instant::now());
         let mut front = Straight::new(DEPTH, LEN, SIZE / 2, WARM, count, &mut mark);

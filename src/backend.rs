@@ -52,6 +52,25 @@ pub trait Backend: Send + Sync + 'static {
     }
 }
 
+/// The methods of [`Backend`] that a backend on top of another passes on as they are, and that concern
+/// what is below alone.
+macro_rules! pass_on {
+    ($below:tt) => {
+        fn started(&self) {
+            self.$below.started();
+        }
+
+        fn close(&self) -> Result<()> {
+            self.$below.close()
+        }
+
+        fn memory_used(&self) -> Option<u64> {
+            self.$below.memory_used()
+        }
+    };
+}
+pub(crate) use pass_on;
+
 /// What a backend gets to open a queue with.
 #[derive(Debug)]
 pub struct QueueContext<'a> {

@@ -14,24 +14,6 @@ pub mod offset;
 pub mod stripe;
 pub mod throttle;
 
-/// The methods of [`Backend`](crate::backend::Backend) that concern a filter's backend alone.
-macro_rules! pass_on {
-    ($below:ident) => {
-        fn started(&self) {
-            self.$below.started();
-        }
-
-        fn close(&self) -> Result<()> {
-            self.$below.close()
-        }
-
-        fn memory_used(&self) -> Option<u64> {
-            self.$below.memory_used()
-        }
-    };
-}
-use pass_on;
-
 /// A filter's own note, and then those from below.
 fn notes(own: String, below: Vec<String>) -> Vec<String> {
     std::iter::once(own).chain(below).collect()

@@ -2,7 +2,6 @@
 //!
 //! Needs a kernel with ublk, so `cargo xtask test` builds it and runs it in a virtual machine.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -14,34 +13,16 @@ use blockhaus::backend::{file, null::Null, ram::Ram};
 use blockhaus::engine::ublk::{DATA_PATHS, Device, Options, Wish};
 use blockhaus::error::Kind;
 use blockhaus::queue::Stack;
+use counting::Counting;
 
-/// Counts what is asked for, on every thread.
-struct Counting;
+#[path = "harness/counting.rs"]
+mod counting;
 
+/// What was asked for, on every thread.
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: every call is passed to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.realloc(at, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting(|| drop(ALLOCATIONS.fetch_add(1, Ordering::Relaxed)));
 
 const SIZE: u64 = 64 << 20;
 const ROUNDS: u64 = 2000;

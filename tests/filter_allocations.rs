@@ -1,6 +1,5 @@
 //! Counts what a queue thread allocates while requests go through a stack of filters: nothing.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -18,13 +17,16 @@ use blockhaus::io::Errno;
 use blockhaus::port::remote::Remote;
 use blockhaus::port::ring::Ring;
 use blockhaus::queue::{Buffers, Stack};
-use harness::straight::Straight;
-use harness::strict::Strict;
+use counting::Counting;
+use straight::Straight;
+use strict::Strict;
 
-mod harness;
-
-/// Counts what each thread asks for.
-struct Counting;
+#[path = "harness/counting.rs"]
+mod counting;
+#[path = "harness/straight.rs"]
+mod straight;
+#[path = "harness/strict.rs"]
+mod strict;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -35,39 +37,20 @@ fn count() {
     let _ = ALLOCATIONS.try_with(|counter| counter.set(counter.get() + 1));
 }
 
-// SAFETY: every call is passed to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.realloc(at, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting(count);
 
 const DEPTH: u16 = 16;
+const MAX_IO: u32 = 256 << 10;
 const SIZE: u64 = 1 << 20;
 const WARM: u64 = 200;
 const COUNT: u64 = 4000;
 
 /// Allocations of this thread while so many requests of `len` bytes were served.
 fn allocations(stack: &dyn Stack, len: u64) -> u64 {
-    let buffers = Buffers::new(DEPTH, harness::MAX_IO).unwrap();
+    let buffers = Buffers::new(DEPTH, MAX_IO).unwrap();
     let ring = Ring::new(DEPTH, Remote::new(DEPTH).unwrap()).unwrap();
-    let context = QueueContext { ring: &ring, index: 0, depth: DEPTH, max_io_size: harness::MAX_IO };
+    let context = QueueContext { ring: &ring, index: 0, depth: DEPTH, max_io_size: MAX_IO };
     let mut marks = Vec::with_capacity(2);
     let mut mark = || marks.push(ALLOCATIONS.get());
     let size = stack.geometry().size;

@@ -18,11 +18,14 @@ use blockhaus::filter::throttle::{Limits, Throttle};
 use blockhaus::io::{Capabilities, Errno, Flags, Op};
 use blockhaus::queue::Stack;
 use blockhaus::stack::{OpenOptions, SpecTable};
-use harness::strict::Strict;
-use harness::{Disk, Request};
+use played::{Disk, MAX_IO, Request};
 use proptest::prelude::*;
+use strict::Strict;
 
-mod harness;
+#[path = "harness/played.rs"]
+mod played;
+#[path = "harness/strict.rs"]
+mod strict;
 
 const QUEUES: u16 = 2;
 const DEPTH: u16 = 16;
@@ -81,7 +84,7 @@ fn requests(batch: &Batch, unit: u64, size: u64) -> Vec<Request> {
     for &(kind, start, len, byte) in batch {
         let units = (size / unit).min(4096);
         let start = start % units * unit;
-        let len = (len * unit).min(size - start).min(u64::from(harness::MAX_IO));
+        let len = (len * unit).min(size - start).min(u64::from(MAX_IO));
         let (op, flags) = match kind {
             0..=3 => (Op::Write, Flags::empty()),
             4 => (Op::Write, Flags::FUA),
@@ -133,9 +136,9 @@ fn holds_what_was_written(stack: Arc<dyn Stack>, batches: &[Batch]) -> Result<()
         let unit = u64::from(geometry.logical_block_size);
         result = result.and_then(|()| run(&mut disk, requests(batch, unit, geometry.size)));
     }
-    let everything = (0..geometry.size).step_by(harness::MAX_IO as usize).map(|offset| {
-        Request::new(Op::Read, offset, (geometry.size - offset).min(u64::from(harness::MAX_IO)))
-    });
+    let everything = (0..geometry.size)
+        .step_by(MAX_IO as usize)
+        .map(|offset| Request::new(Op::Read, offset, (geometry.size - offset).min(u64::from(MAX_IO))));
     result = result.and_then(|()| run(&mut disk, everything.collect()));
     disk.close();
     result
@@ -372,7 +375,7 @@ fn a_torn_write_is_written_in_part_and_fails() {
     for round in 0..40u64 {
         let offset = round * 8192;
         assert_eq!(disk.call(Request::write(offset, vec![9; 4096])).0, Err(Errno::EIO));
-        let contents = strict.contents();
+        let contents = strict.shared.contents.lock().expect("no panic").clone();
         let written = contents[offset as usize..][..8192].iter().take_while(|&&byte| byte == 9).count();
         assert!(contents[offset as usize + written..].iter().all(|&byte| byte == 0));
         assert!(written < 4096 && written.is_multiple_of(512), "{written}");

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Queue, QueueContext};
+use crate::backend::{Backend, Queue, QueueContext, pass_on};
 use crate::error::Result;
 use crate::io::{Capabilities, Geometry, Io, IoResult};
 use crate::payload::Payload;
@@ -45,21 +45,11 @@ impl Backend for Dynamic {
         self.0.open_queue(context).map(DynamicQueue)
     }
 
-    fn started(&self) {
-        self.0.started();
-    }
-
-    fn close(&self) -> Result<()> {
-        self.0.close()
-    }
-
-    fn memory_used(&self) -> Option<u64> {
-        self.0.memory_used()
-    }
-
     fn notes(&self) -> Vec<String> {
         self.0.notes()
     }
+
+    pass_on!(0);
 }
 
 /// One queue's handle on any backend.

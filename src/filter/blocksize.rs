@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, Queue, QueueContext};
+use crate::backend::{Backend, Queue, QueueContext, pass_on};
 use crate::error::{Error, Result};
-use crate::filter::{notes, pass_on};
+use crate::filter::notes;
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::scratch::Scratch;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::backend::{Backend, Queue, QueueContext};
+use crate::backend::{Backend, Queue, QueueContext, pass_on};
 use crate::error::{Error, Result};
-use crate::filter::{notes, pass_on};
+use crate::filter::notes;
 use crate::io::{Capabilities, Errno, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::ring::Ring;

@@ -1,8 +1,8 @@
 //! `offset`: a window of the disk below.
 
-use crate::backend::{Backend, Queue, QueueContext};
+use crate::backend::{Backend, Queue, QueueContext, pass_on};
 use crate::error::{Error, Result};
-use crate::filter::{notes, pass_on};
+use crate::filter::notes;
 use crate::io::{Capabilities, Geometry, Io, IoResult};
 use crate::payload::Payload;
 use crate::port::ring::Single;

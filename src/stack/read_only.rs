@@ -1,6 +1,6 @@
 //! A backend that may not be written to, whatever it can do.
 
-use crate::backend::{Backend, QueueContext};
+use crate::backend::{Backend, QueueContext, pass_on};
 use crate::error::Result;
 use crate::io::{Capabilities, Geometry};
 
@@ -30,19 +30,9 @@ impl<B: Backend> Backend for ReadOnly<B> {
         self.0.open_queue(context)
     }
 
-    fn started(&self) {
-        self.0.started();
-    }
-
-    fn close(&self) -> Result<()> {
-        self.0.close()
-    }
-
-    fn memory_used(&self) -> Option<u64> {
-        self.0.memory_used()
-    }
-
     fn notes(&self) -> Vec<String> {
         self.0.notes()
     }
+
+    pass_on!(0);
 }

@@ -1,7 +1,5 @@
 //! Drives a stack on real rings without an engine: a front end whose requests come from a test.
 
-#![allow(dead_code, reason = "each test uses its part of it")]
-
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,9 +12,6 @@ use blockhaus::io::{Flags, Io, IoResult, Op};
 use blockhaus::port::remote::Remote;
 use blockhaus::port::ring::Ring;
 use blockhaus::queue::{Arrival, Buffers, FrontEnd, Stack};
-
-pub mod straight;
-pub mod strict;
 
 /// Longest request.
 pub const MAX_IO: u32 = 256 << 10;

@@ -1,7 +1,6 @@
 //! What queue threads allocate for a request on its whole way, from the descriptor to the commit:
 //! nothing. What the world allocates to play its part is not theirs.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,13 +16,12 @@ use blockhaus::port::channel::bounded;
 use blockhaus::port::sim::{Config, DiskShape, Faults, Kernel, Random, World, in_the_world};
 use blockhaus::queue::{Buffers, FrontEnd, Stack};
 
+use crate::counting::Counting;
 use crate::model::Model;
 use crate::scenario::{LONG_NS, serve};
 use crate::slow::Slow;
 use crate::stacks::{Filters, Kind, Layers};
 use crate::workload::{Habits, Shared};
-
-struct Counting;
 
 thread_local! {
     /// Whether this is a queue thread of the test below.
@@ -39,34 +37,8 @@ fn count() {
     }
 }
 
-// SAFETY: every call is passed to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.realloc(at, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting(count);
 
 /// A stack whose queue threads are counted.
 struct Counted {

@@ -6,11 +6,15 @@
 
 mod allocations;
 mod careless;
+mod chance;
+#[path = "../harness/counting.rs"]
+mod counting;
 mod model;
 mod nbd;
 mod nbd_client;
 mod pattern;
 mod planted;
+mod process;
 mod scenario;
 mod slow;
 mod stacks;

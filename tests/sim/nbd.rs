@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blockhaus::engine::nbd::{Catalogue, Exported, Offer, Options, Server};
+use blockhaus::engine::nbd::{self, Catalogue, Exported, Offer, Options};
 use blockhaus::error::{Error, Result};
-use blockhaus::port::channel::{Receiver, bounded};
+use blockhaus::port::channel::Receiver;
 use blockhaus::port::clock::{Duration, sleep};
-use blockhaus::port::sim::{Config, DiskShape, Faults, Kernel, Outcome, PowerLoss, Process, Random, World};
+use blockhaus::port::sim::{Config, DiskShape, Kernel, Outcome, PowerLoss, Process, Random, World};
 use blockhaus::port::stream::Listener;
+use blockhaus::queue::Stack;
 
+use crate::chance::{self, End};
 use crate::model::Model;
 use crate::nbd_client::{Client, Habits as ClientHabits};
+use crate::process::Server;
 use crate::scenario::LONG_NS;
 use crate::slow::Slow;
 use crate::stacks::{Filters, Kind, Layers};
@@ -26,16 +29,6 @@ const AFTER_LOSS_NS: u64 = 500_000_000;
 
 /// Connections at once; those that broke off count until the server has seen it.
 const MAX_CONNECTIONS: u16 = 6;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// The clients go first.
-    Idle,
-    /// The server stops while clients ask for something.
-    Busy,
-    Killed,
-    PowerLost(PowerLoss),
-}
 
 struct Plan {
     config: Config,
@@ -53,13 +46,7 @@ fn plan(seed: u64, wish: Option<Kind>) -> Plan {
     let kernel =
         Kernel { version: 702, udev: false, lost_commands: 0, queues_max: 4, failed_registrations: 0 };
     let hard = random.chance(250);
-    let faults = Faults {
-        short: *random.pick(&[0, 50, 300]),
-        interrupted: *random.pick(&[0, 20, 200]),
-        failed: if hard { 15 } else { 0 },
-        full: if hard { 10 } else { 0 },
-        slow: *random.pick(&[0, 10]),
-    };
+    let faults = chance::faults(&mut random, hard, &[0, 10]);
     let config = Config {
         seed: random.number(),
         kernel,
@@ -69,25 +56,10 @@ fn plan(seed: u64, wish: Option<Kind>) -> Plan {
         bug: None,
     };
     let filters = if wish.is_some() { Filters::None } else { Filters::choose(&mut random, kind) };
-    let sector = *random.pick(&[512, 512, 4096]);
-    let disk = DiskShape {
-        size: u64::from(sector) * random.between(filters.least_sectors(), 120),
-        sector,
-        punches: random.chance(700),
-        zeroes: random.chance(700),
-        direct: random.chance(700),
-    };
+    let disk = chance::disk(&mut random, filters);
     let layers = Layers::new(&mut random, disk, kind, filters, hard);
     let options = Options { queues: random.between(1, 2) as u16, depth: *random.pick(&[1, 2, 8, 16]) };
-    let habits = Habits {
-        in_flight: random.between(1, 24) as usize,
-        crowded: *random.pick(&[3, 16, 1000]),
-        longest: *random.pick(&[2, 8, 30]),
-        flushes: *random.pick(&[20, 80]),
-        discard_zeroes: layers.discard_zeroes(),
-        shape: (layers.size(), layers.block()),
-        hard_faults: hard,
-    };
+    let habits = chance::habits(&mut random, &layers, &[3, 16, 1000], hard);
     let clients = ClientHabits {
         connections: random.between(1, 4) as usize,
         breaks_off: *random.pick(&[0, 0, 3, 15]),
@@ -123,17 +95,20 @@ fn live(world: &World, seed: u64, plan: &Plan, folder: &Path) {
     for (number, &(requests, end)) in plan.lives.iter().enumerate() {
         workload.lock().begin(requests);
         let socket = folder.join(number.to_string());
-        let server = Running::start(world, plan, &disk, &socket, slow.clone());
+        let (layers, options) = (plan.layers, plan.options);
+        let (path, slow, listen) = (disk.clone(), slow.clone(), socket.clone());
+        let server =
+            Server::start(world, move |stopped| serve(layers.open(&path, slow)?, &options, &listen, stopped));
         let clients = Clients::start(world, plan, &socket, &workload, seed + number as u64);
         let enough = workload.lock().answers + u64::from(requests / 2) + 3;
         wait(world, &server, &workload, &clients, if end == End::Idle { u64::MAX } else { enough });
         match end {
             End::Idle => {
                 clients.stop(world);
-                server.stop(world);
+                stop(world, &server);
             }
             End::Busy => {
-                server.stop(world);
+                stop(world, &server);
                 clients.stop(world);
             }
             End::Killed | End::PowerLost(_) => {
@@ -167,7 +142,7 @@ fn live(world: &World, seed: u64, plan: &Plan, folder: &Path) {
 }
 
 /// Until so many answers have come, or all, or none comes any more.
-fn wait(world: &World, server: &Running, workload: &Shared, clients: &Clients, enough: u64) {
+fn wait(world: &World, server: &Server, workload: &Shared, clients: &Clients, enough: u64) {
     let (mut answers, mut since) = (0, world.now_ns());
     loop {
         let lost = clients.lost();
@@ -189,54 +164,19 @@ fn wait(world: &World, server: &Running, workload: &Shared, clients: &Clients, e
     }
 }
 
-/// A server process.
-struct Running {
-    process: Process,
-    stop: blockhaus::port::channel::Sender<()>,
-    end: Arc<Mutex<Option<std::result::Result<(), String>>>>,
-}
-
-impl Running {
-    fn start(world: &World, plan: &Plan, disk: &Path, socket: &Path, slow: Slow) -> Running {
-        let (stop, stopped) = bounded(1);
-        let end = Arc::new(Mutex::new(None));
-        let (result, layers, options) = (end.clone(), plan.layers, plan.options);
-        let (disk, socket) = (disk.to_path_buf(), socket.to_path_buf());
-        let process = world.start(move || {
-            let ended = serve(&layers, &options, &disk, &socket, slow, &stopped);
-            let ended = ended.map_err(|error| error.to_string());
-            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
-        });
-        Running { process, stop, end }
-    }
-
-    fn stop(&self, world: &World) {
-        let _ = self.stop.try_send(());
-        if world.join(self.process, LONG_NS) {
-            world.fail("the server does not stop".into());
-        }
-    }
-
-    fn error(&self) -> Option<String> {
-        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        end.and_then(std::result::Result::err)
+fn stop(world: &World, server: &Server) {
+    server.stop();
+    if world.join(server.process, LONG_NS) {
+        world.fail("the server does not stop".into());
     }
 }
 
-fn serve(
-    layers: &Layers,
-    options: &Options,
-    disk: &Path,
-    socket: &Path,
-    slow: Slow,
-    stopped: &Receiver<()>,
-) -> Result<()> {
-    let stack = layers.open(disk, slow)?;
+fn serve(stack: Arc<dyn Stack>, options: &Options, socket: &Path, stopped: &Receiver<()>) -> Result<()> {
     let listener = Listener::unix(socket).map_err(|error| Error::system("cannot listen", error))?;
     let offer = Offer { name: "disk".into(), description: String::new(), stack, is_shared: false };
     let catalogue = Catalogue::new(MAX_CONNECTIONS);
     let export = Exported::start(&catalogue, offer, options)?;
-    let mut server = Server::open(&catalogue, vec![listener])?;
+    let mut server = nbd::Server::open(&catalogue, vec![listener])?;
     export.started();
     let _ = stopped.recv();
     server.close();

@@ -1,33 +1,21 @@
 //! One run of a seed: a world, servers that live one after another on one disk, and a workload.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use blockhaus::engine::ublk::{DataPath, Device, Options, Wish};
-use blockhaus::port::channel::{Receiver, bounded};
-use blockhaus::port::sim::{Bug, Config, DiskShape, Faults, Kernel, Outcome, PowerLoss, Random, World};
+use blockhaus::port::channel::Receiver;
+use blockhaus::port::sim::{Bug, Config, DiskShape, Kernel, Outcome, PowerLoss, Random, World};
 use blockhaus::queue::Stack;
 
+use crate::chance::{self, End};
 use crate::model::Model;
+use crate::process::Server;
 use crate::slow::Slow;
 use crate::stacks::{Filters, Kind, Layers};
 use crate::workload::{Habits, Shared};
 
 /// Longer than a healthy server takes for anything, in the world's time.
 pub const LONG_NS: u64 = 400_000_000_000;
-
-/// How a server's life ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// Stopped when it has nothing to do.
-    Idle,
-    /// Stopped while it is busy.
-    Busy,
-    /// SIGKILL.
-    Killed,
-    /// The power goes.
-    PowerLost(PowerLoss),
-}
 
 /// What a test wants of a seed instead of chance.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,13 +51,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         failed_registrations: *random.pick(&[0, 50, 500]),
     };
     let hard = random.chance(250);
-    let faults = Faults {
-        short: *random.pick(&[0, 50, 300]),
-        interrupted: *random.pick(&[0, 20, 200]),
-        failed: if hard { 15 } else { 0 },
-        full: if hard { 10 } else { 0 },
-        slow: *random.pick(&[0, 10, 50]),
-    };
+    let faults = chance::faults(&mut random, hard, &[0, 10, 50]);
     let config = Config {
         seed: random.number(),
         kernel,
@@ -79,14 +61,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         bug: wishes.bug,
     };
     let filters = wishes.filters.unwrap_or(Filters::choose(&mut random, kind));
-    let sector = *random.pick(&[512, 512, 4096]);
-    let disk = DiskShape {
-        size: u64::from(sector) * random.between(filters.least_sectors(), 120),
-        sector,
-        punches: random.chance(700),
-        zeroes: random.chance(700),
-        direct: random.chance(700),
-    };
+    let disk = chance::disk(&mut random, filters);
     let layers = Layers::new(&mut random, disk, kind, filters, hard);
     let depth = *random.pick(&[1, 2, 3, 8, 16]);
     let (data_path, by_itself) = data_path(&mut random, version, layers.takes_hidden(), wishes.path);
@@ -99,15 +74,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         data_path,
         registered_tags: few_places.then(|| random.between(1, u64::from(depth)) as u16),
     };
-    let habits = Habits {
-        in_flight: random.between(1, 24) as usize,
-        crowded: *random.pick(&[3, 16, 1000, 1000]),
-        longest: *random.pick(&[2, 8, 30]),
-        flushes: *random.pick(&[20, 80]),
-        discard_zeroes: layers.discard_zeroes(),
-        shape: (layers.size(), layers.block()),
-        hard_faults: hard,
-    };
+    let habits = chance::habits(&mut random, &layers, &[3, 16, 1000, 1000], hard);
     let end = |random: &mut Random| match random.below(6) {
         0 => End::Idle,
         1 => End::Busy,
@@ -152,7 +119,10 @@ fn live(world: &World, seed: u64, plan: &Plan) {
     let hard = plan.habits.hard_faults;
     for &(requests, end) in &plan.lives {
         workload.lock().begin(requests);
-        let server = Server::start(world, plan, &path, slow.clone());
+        let (layers, options, force) = (plan.layers, plan.options, plan.force);
+        let (disk, slow) = (path.clone(), slow.clone());
+        let server =
+            Server::start(world, move |stopped| serve(layers.open(&disk, slow)?, &options, stopped, force));
         let checked = |world: &World| {
             let found = workload.lock().failure.clone();
             if let Some(what) = found {
@@ -216,42 +186,6 @@ fn live(world: &World, seed: u64, plan: &Plan) {
 fn settle(world: &World, workload: &Shared) {
     if world.wait_for_client(LONG_NS, || workload.lock().idle()) {
         world.fail("requests were never answered".into());
-    }
-}
-
-/// A server process.
-struct Server {
-    process: blockhaus::port::sim::Process,
-    stop: blockhaus::port::channel::Sender<()>,
-    end: Arc<Mutex<Option<Result<(), String>>>>,
-}
-
-impl Server {
-    fn start(world: &World, plan: &Plan, path: &Path, slow: Slow) -> Server {
-        let (stop, stopped) = bounded(1);
-        let end = Arc::new(Mutex::new(None));
-        let (result, layers, options, force) = (end.clone(), plan.layers, plan.options, plan.force);
-        let path = path.to_path_buf();
-        let process = world.start(move || {
-            let ended = layers
-                .open(&path, slow)
-                .and_then(|stack| serve(stack, &options, &stopped, force))
-                .map_err(|error| error.to_string());
-            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
-        });
-        Server { process, stop, end }
-    }
-
-    fn stop(&self) {
-        let _ = self.stop.try_send(());
-    }
-
-    fn ended(&self) -> bool {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    fn error(&self) -> Option<String> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner).clone().and_then(Result::err)
     }
 }
 
