@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: what an I/O costs, in instructions of the whole guest,
 //! ours beside the peers' from one run.
 //!
-//! plan (what to measure, the guest's script) → peer (rublk) → results (its
+//! plan (what to measure, the guest's script) → peer (rublk, kublk) → results (its
 //! lines) → report (table, JSON, verdict); nbd, by the clock, apart from these
 
 mod nbd;
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME,…", value_enum, value_delimiter = ',')]
     only: Vec<Device>,
     /// Measure NBD instead, by the clock and on this machine: ours beside nbdkit
-    #[arg(long, conflicts_with_all = ["quick", "only", "json", "assert_rublk"])]
+    #[arg(long, conflicts_with_all = ["quick", "only", "json", "assert_rublk", "assert_kublk"])]
     nbd: bool,
     /// How long each load of --nbd runs
     #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
@@ -55,6 +55,16 @@ pub struct Args {
     /// Fail when blockhaus takes more than this many times rublk's instructions in any column
     #[arg(long, value_name = "FACTOR")]
     assert_rublk: Option<f64>,
+    /// The same with kublk, the C server of the kernel's own tests
+    #[arg(long, value_name = "FACTOR")]
+    assert_kublk: Option<f64>,
+}
+
+impl Args {
+    fn bars(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let bars = [("rublk", self.assert_rublk), ("kublk", self.assert_kublk)];
+        bars.into_iter().filter_map(|(peer, bar)| Some((peer, bar?)))
+    }
 }
 
 /// Measure, print, and judge when that was asked for.
@@ -63,8 +73,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         return nbd::main(args.runs, args.seconds, args.assert_nbdkit);
     }
     let plan = Plan::new(args.quick, args.runs, &args.only);
-    if args.assert_rublk.is_some() && plan.compared("rublk").next().is_none() {
-        bail!("--assert-rublk compares blockhaus with rublk, and --only leaves no pair of them; name both");
+    for (peer, _) in args.bars() {
+        if plan.compared(peer).next().is_none() {
+            bail!(
+                "--assert-{peer} compares blockhaus with {peer}, and --only leaves no pair of them; name both"
+            );
+        }
     }
     let began = Instant::now();
     let results = measure(&args.kernel, &plan)?;
@@ -74,21 +88,25 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         paths::write_whole(file, json.as_bytes())?;
     }
     say::step(format!("measured in {} s", began.elapsed().as_secs()));
-    match args.assert_rublk {
-        Some(bar) => report::verdict(&plan, &results, bar),
-        None => Ok(ExitCode::SUCCESS),
-    }
+    let met: Vec<bool> = args.bars().map(|(peer, bar)| report::verdict(&plan, &results, peer, bar)).collect();
+    Ok(if met.contains(&false) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Boot one counting machine and measure all of `plan` in it.
 fn measure(kernel: &str, plan: &Plan) -> Result<Results> {
     let mut payload = Vec::new();
+    let mut results = Results::default();
     if plan.has("blockhaus") {
         let binary = guest_build::static_binary("blockhaus", Target::Bin("blockhaus"))?;
         payload.push(Payload::new(binary, "blockhaus"));
     }
     if plan.has("rublk") {
         payload.push(Payload::new(peer::rublk()?, "rublk"));
+    }
+    if plan.has("kublk") {
+        let (binary, version) = peer::kublk()?;
+        payload.push(Payload::new(binary, "kublk"));
+        results.versions.push(("kublk".into(), version));
     }
     let machine = Machine {
         kernel: kernel.to_string(),
@@ -100,7 +118,6 @@ fn measure(kernel: &str, plan: &Plan) -> Result<Results> {
     };
     machine.prepare(false)?;
     say::step(format!("measuring {} cells in a machine that counts instructions", plan.cells()));
-    let mut results = Results::default();
     let mut said = String::new();
     let status = machine.run(&plan.script(), |line| match results.take(line) {
         Ok(Some(progress)) => say::step(format!("[{}/{}] {progress}", results.taken(), plan.cells())),

@@ -56,6 +56,10 @@ start() {
         blockhaus-file) blockhaus file:$file ;;
         rublk-null) rublk null ;;
         rublk-file) rublk loop -f $file ;;
+        kublk-null) kublk null ;;
+        kublk-null-batch) kublk null -b ;;
+        kublk-file) kublk loop --auto_zc $file ;;
+        kublk-file-batch) kublk loop --auto_zc -b $file ;;
     esac
     udevadm settle
     [ -e "$disk" ] || fail "$1: $disk did not appear"
@@ -73,6 +77,13 @@ rublk() {
     disk=/dev/ublkb9
     undo="/payload/rublk del -n 9"
 }
+kublk() {
+    target=$1
+    shift
+    /payload/kublk add -t "$target" -q 1 -d 128 -n 9 "$@" >"$log" 2>&1 || fail "kublk add -t $target $* failed"
+    disk=/dev/ublkb9
+    undo="/payload/kublk del -n 9"
+}
 
 # $1 is the device's name, $2 the column's.
 measure() {
@@ -85,7 +96,7 @@ measure() {
         128k-write-qd16) load="--rw=write --bs=128k --iodepth=16" count=$count_128k ;;
     esac
     size=4g
-    case $1 in *-file) size=256m ;; esac
+    case $1 in *-file*) size=256m ;; esac
     # Larger than the device means round again.
     bytes=$((count * 4096))
     case $2 in 128k*) bytes=$((count * 131072)) ;; esac

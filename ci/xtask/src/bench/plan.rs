@@ -14,6 +14,10 @@ pub enum Device {
     BlockhausNull,
     /// `rublk add null`
     RublkNull,
+    /// `kublk add -t null`
+    KublkNull,
+    /// `kublk add -t null -b`
+    KublkNullBatch,
     /// A file itself: 256 MiB on ext4 on brd, O_DIRECT
     RawFile,
     /// The kernel's loop device over it, direct I/O
@@ -22,6 +26,10 @@ pub enum Device {
     BlockhausFile,
     /// `rublk add loop -f FILE`
     RublkFile,
+    /// `kublk add -t loop --auto_zc FILE`: the driver registers the requests' pages
+    KublkFile,
+    /// `kublk add -t loop --auto_zc -b FILE`
+    KublkFileBatch,
 }
 
 impl Device {
@@ -30,10 +38,16 @@ impl Device {
         self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
     }
 
-    /// The device of the same backing that `peer` serves.
-    fn beside(self, peer: &str) -> Option<Self> {
-        let name = self.name().replace("blockhaus", peer);
-        Self::value_variants().iter().copied().find(|other| *other != self && other.name() == name)
+    /// The devices of the same backing that `peer` serves, the one that is most alike first.
+    fn beside(self, peer: &str) -> Vec<Self> {
+        let name = self.name();
+        let Some(rest) = name.strip_prefix("blockhaus-") else { return Vec::new() };
+        let alike = format!("{peer}-{rest}");
+        let backing = format!("{peer}-{}", rest.split('-').next().unwrap_or(rest));
+        let of_backing = Self::value_variants().iter().copied().filter(|o| o.name().starts_with(&backing));
+        let mut found: Vec<Self> = of_backing.collect();
+        found.sort_by_key(|other| other.name() != alike);
+        found
     }
 }
 
@@ -76,10 +90,8 @@ impl Plan {
 
     /// Ours and `peer`'s devices with the same backing.
     pub fn compared(&self, peer: &str) -> impl Iterator<Item = (Device, Device)> {
-        self.devices
-            .iter()
-            .filter_map(move |ours| Some((*ours, ours.beside(peer)?)))
-            .filter(|(ours, theirs)| ours.name().contains("blockhaus") && self.devices.contains(theirs))
+        let pairs = |ours: Device| ours.beside(peer).into_iter().map(move |theirs| (ours, theirs));
+        self.devices.iter().copied().flat_map(pairs).filter(|(_, theirs)| self.devices.contains(theirs))
     }
 
     /// What the guest runs.
@@ -110,6 +122,9 @@ mod tests {
         );
         let pairs: Vec<_> = plan.compared("loop").collect();
         assert_eq!(pairs, [(Device::BlockhausFile, Device::LoopFile)]);
+        let peers: Vec<_> = plan.compared("kublk").map(|(_, theirs)| theirs).collect();
+        use Device::{KublkFile, KublkFileBatch, KublkNull, KublkNullBatch};
+        assert_eq!(peers, [KublkNull, KublkNullBatch, KublkFile, KublkFileBatch]);
     }
 
     #[test]
