@@ -19,6 +19,12 @@ use crate::port::ring::{Completion, Ring, Single, Token, turn_capacity};
 
 mod buffers;
 
+/// Bytes of requests that a turn of the loop begins, roughly, before it looks at what has come meanwhile; a
+/// request counts as a block at least. A client that sends requests faster than they are answered at once
+/// would otherwise keep the loop from everything else.
+const TURN_LEN: u64 = 64 << 20;
+const LEAST_LEN: u64 = 4096;
+
 pub use buffers::Buffers;
 
 /// What came of a command of a front end.
@@ -41,7 +47,7 @@ pub trait FrontEnd {
     fn start(&mut self, ring: &Ring) -> Result<()>;
 
     /// A command of this front end came back; yields the requests that it brought.
-    fn arrived(&mut self, ring: &Ring, number: u32, result: i32) -> Result<Arrival>;
+    fn arrived(&mut self, ring: &Ring, number: u32, completion: &Completion) -> Result<Arrival>;
 
     /// The next of many requests; asked until there is none, after [`Arrival::Many`], and after an
     /// [`end_turn`](Self::end_turn) that said so.
@@ -55,11 +61,16 @@ pub trait FrontEnd {
 
     /// Whether the operation that serves a request and the command that completes it can be one chain. So
     /// it is where its payload is hidden, since nobody waits for the end of a chain before the slots' memory
-    /// goes, and where all that [`complete`](Self::complete) does for a request served in full is to send
-    /// one command with the slot's number, which comes back with the slot's next request.
+    /// goes, and where one command completes it whose end nobody waits for: it comes back with the number
+    /// and the next request of the slot, or not at all.
     fn can_chain(&self, io: &Io) -> bool {
         let _ = io;
         false
+    }
+
+    /// Sends, and at once, the command that completes a request which was served in full.
+    fn chain(&mut self, ring: &Ring, io: &Io) -> Result<()> {
+        self.complete(ring, io, Ok(()))
     }
 
     /// Another thread called [`Remote::notify_front`](crate::port::remote::Remote::notify_front).
@@ -75,9 +86,10 @@ pub trait FrontEnd {
     }
 
     /// The end of a turn of the loop: what was gathered in it can go out. True where requests wait
-    /// that [`next`](Self::next) can now yield, since a slot became free.
-    fn end_turn(&mut self, ring: &Ring) -> Result<bool> {
-        let _ = ring;
+    /// that [`next`](Self::next) can now yield, since a slot became free. Where the turn is `full`, `next` is
+    /// asked again in the next one.
+    fn end_turn(&mut self, ring: &Ring, full: bool) -> Result<bool> {
+        let _ = (ring, full);
         Ok(false)
     }
 
@@ -162,7 +174,8 @@ impl<B: Backend> Stack for B {
             }
         };
         let slots = Slots::new(ring, context.depth, &task);
-        let mut turns = Turns { ring, front, slots, admit, task: &task, stopping: false, alone: false };
+        let mut turns =
+            Turns { ring, front, slots, admit, task: &task, stopping: false, alone: false, left: TURN_LEN };
         let result = turns.run();
         turns.drain();
         result
@@ -228,6 +241,8 @@ struct Turns<'a, F, A, T> {
     stopping: bool,
     /// This turn of the loop has one completion to react to.
     alone: bool,
+    /// Bytes that this turn can still begin; none where it is full, and the next one goes on with it.
+    left: u64,
 }
 
 impl<F, A, T> Turns<'_, F, A, T>
@@ -240,16 +255,28 @@ where
         let mut completions = Vec::with_capacity(turn_capacity(self.slots.slots.len() as u16));
         self.front.start(self.ring)?;
         while !self.done() {
-            self.ring.submit_and_wait().map_err(ring_failed)?;
+            let goes_on = self.left == 0;
+            self.left = TURN_LEN;
+            let submitted = if goes_on { self.ring.submit() } else { self.ring.submit_and_wait() };
+            submitted.map_err(ring_failed)?;
             self.ring.completions(&mut completions);
             self.alone = completions.len() == 1;
+            let mut result = Ok(());
             for completion in &completions {
-                self.react(completion)?;
+                match result {
+                    Ok(()) => result = self.react(completion),
+                    // What has ended has ended, and is not waited for after the failure.
+                    Err(_) => self.account(completion),
+                }
             }
+            result?;
             while let Some(message) = self.ring.remote().receive() {
                 self.hear(message)?;
             }
-            while self.front.end_turn(self.ring)? {
+            if goes_on {
+                self.begin_all()?;
+            }
+            while self.front.end_turn(self.ring, self.left == 0)? && self.left != 0 {
                 self.begin_all()?;
             }
         }
@@ -273,21 +300,28 @@ where
                 std::process::abort();
             }
             self.ring.completions(&mut completions);
-            for completion in &completions {
-                match completion.token {
-                    Token::Operation { slot, entry } => {
-                        self.ring.slot(slot).finish(entry, completion.result);
-                    }
-                    Token::Single(_) => self.slots.single -= 1,
-                    // What a chain moves is pages of the driver's, which are not ours to wait for.
-                    Token::Front(_) | Token::Chained(_) | Token::Wake => {}
-                }
-            }
+            completions.iter().for_each(|completion| self.account(completion));
             while let Some(message) = self.ring.remote().receive() {
                 if let Message::Finished { slot, entry, result } = message {
                     self.ring.slot(slot).finish(entry, result);
                 }
             }
+        }
+    }
+
+    /// Takes a completion for what it says about the memory, and for nothing else.
+    fn account(&mut self, completion: &Completion) {
+        match completion.token {
+            Token::Operation { slot, entry } => self.ring.slot(slot).finish(entry, completion.result),
+            Token::Single(_) => self.slots.single -= 1,
+            Token::Wake => {
+                if self.ring.arm_wake().is_err() {
+                    // Another thread may have memory of ours, and could not say when it is done.
+                    std::process::abort();
+                }
+            }
+            // What a chain moves is pages of the driver's, which are not ours to wait for.
+            Token::Front(_) | Token::Quiet(_) | Token::Chained(_) => {}
         }
     }
 
@@ -298,11 +332,11 @@ where
     #[inline]
     fn react(&mut self, completion: &Completion) -> Result<()> {
         match completion.token {
-            Token::Front(number) => {
+            Token::Front(number) | Token::Quiet(number) => {
                 if self.slots.chained != 0 {
                     let _ = self.end_of_chain(number);
                 }
-                match self.front.arrived(self.ring, number, completion.result)? {
+                match self.front.arrived(self.ring, number, completion)? {
                     Arrival::One(io) => self.begin(io),
                     Arrival::Nothing => Ok(()),
                     Arrival::Many => self.begin_all(),
@@ -334,8 +368,12 @@ where
         }
     }
 
+    /// Begins what the front end has, until the turn is full.
     fn begin_all(&mut self) -> Result<()> {
-        while let Some(io) = self.front.next(self.ring)? {
+        while self.left != 0
+            && let Some(io) = self.front.next(self.ring)?
+        {
+            self.left = self.left.saturating_sub(io.len.max(LEAST_LEN));
             self.begin(io)?;
         }
         Ok(())
@@ -344,6 +382,10 @@ where
     /// A request arrived: refuse it, answer it at once, or start what serves it.
     #[inline]
     fn begin(&mut self, io: Io) -> Result<()> {
+        if self.slots.chained != 0 {
+            // The slot's next request says that its last one was completed.
+            let _ = self.end_of_chain(io.slot.into());
+        }
         match (self.admit)(&io) {
             Admitted::Over(result) => self.front.complete(self.ring, &io, result),
             Admitted::Single(single, place) => self.start_single(io, single, place),
@@ -391,7 +433,7 @@ where
         if chained {
             self.ring.start_chained(single, write, place).map_err(ring_failed)?;
             self.slots.chained += 1;
-            self.front.complete(self.ring, &io, Ok(()))
+            self.front.chain(self.ring, &io)
         } else {
             self.ring.start_single(single, write, place).map_err(ring_failed)?;
             self.slots.single += 1;

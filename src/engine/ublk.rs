@@ -9,8 +9,8 @@ pub mod control;
 mod data_path;
 mod descriptors;
 mod device;
+mod front;
 mod params;
-mod per_tag;
 mod queue_thread;
 pub mod report;
 

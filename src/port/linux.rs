@@ -9,6 +9,7 @@ pub mod memory;
 pub mod node;
 pub mod notify;
 pub mod process;
+mod provided;
 pub mod remote;
 pub mod signal;
 pub mod socket;

@@ -4,6 +4,7 @@
 //! The driver below it, io_uring, only carries entries down and completions up.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
@@ -40,6 +41,8 @@ pub struct FixedFile(pub(super) u32);
 pub(super) enum Entry {
     /// A command of the front end to a driver of the kernel.
     Command { file: FixedFile, opcode: u32, command: [u8; 16], address: Option<u64> },
+    /// A command that completes again and again, each time with one of the provided buffers.
+    Multishot { file: FixedFile, opcode: u32, command: [u8; 16] },
     /// All of `place` from `offset` of the file.
     Read { file: FixedFile, place: Place, offset: u64 },
     /// All of `place` to `offset` of the file, with `durable` to stable storage.
@@ -64,6 +67,8 @@ pub(super) enum Entry {
 pub enum Token {
     /// The front end's command with this number.
     Front(u32),
+    /// As [`Token::Front`], of a command that only says so when it fails.
+    Quiet(u32),
     /// An operation of a slot.
     Operation {
         /// The slot.
@@ -89,6 +94,7 @@ impl Token {
             Token::Wake => 2 << 56,
             Token::Single(slot) => 3 << 56 | u64::from(slot),
             Token::Chained(slot) => 4 << 56 | u64::from(slot),
+            Token::Quiet(number) => 5 << 56 | u64::from(number),
         }
     }
 
@@ -99,6 +105,7 @@ impl Token {
             1 => Token::Operation { slot: user_data as u16, entry: (user_data >> 16) as u8 },
             3 => Token::Single(user_data as u16),
             4 => Token::Chained(user_data as u16),
+            5 => Token::Quiet(user_data as u32),
             _ => Token::Wake,
         }
     }
@@ -111,6 +118,32 @@ pub struct Completion {
     pub token: Token,
     /// 0 or more, or a negative errno.
     pub result: i32,
+    pub(super) flags: u32,
+}
+
+impl Completion {
+    /// IORING_CQE_F_* and IORING_CQE_BUFFER_SHIFT of linux/io_uring.h.
+    pub(super) const BUFFER: u32 = 1;
+    pub(super) const MORE: u32 = 2;
+    pub(super) const BUFFER_SHIFT: u32 = 16;
+
+    /// One that is no more than its result.
+    #[cfg(feature = "sim")]
+    pub(super) fn plain(token: Token, result: i32) -> Completion {
+        Completion { token, result, flags: 0 }
+    }
+
+    /// Whether its command completes again.
+    #[inline]
+    pub fn more(&self) -> bool {
+        self.flags & Completion::MORE != 0
+    }
+
+    /// The provided buffer that it came with.
+    #[inline]
+    fn buffer(&self) -> Option<u16> {
+        (self.flags & Completion::BUFFER != 0).then_some((self.flags >> Completion::BUFFER_SHIFT) as u16)
+    }
 }
 
 /// What serves a whole read or write: all bytes of the request, from or to one place of one file. A
@@ -229,6 +262,21 @@ impl Ring {
         (self.0.buffers_registered.get() && first == last).then_some(first as u16)
     }
 
+    /// Room for what multishot commands bring: `count` buffers, a power of two, of `len` bytes each.
+    pub fn provide_buffers(&self, count: u16, len: u32) -> io::Result<()> {
+        self.0.driver.borrow_mut().provide_buffers(count, len)
+    }
+
+    /// The numbers that a completion of a multishot command brought, behind those that are in `into`.
+    /// Their buffer is free for the next.
+    #[inline]
+    pub fn take_numbers(&self, completion: &Completion, into: &mut VecDeque<u16>) {
+        if let Some(buffer) = completion.buffer() {
+            let len = usize::try_from(completion.result).unwrap_or(0);
+            self.0.driver.borrow_mut().take_numbers(buffer, len, into);
+        }
+    }
+
     /// Submits what is waiting and sleeps until there is at least one completion, unless another
     /// thread left a message. Returns early when a signal came.
     #[inline]
@@ -237,6 +285,12 @@ impl Ring {
         let result = self.0.driver.borrow_mut().submit_and_wait(want);
         self.0.remote.awake();
         result
+    }
+
+    /// As [`submit_and_wait`](Self::submit_and_wait), but does not sleep: there is something to go on with.
+    #[inline]
+    pub fn submit(&self) -> io::Result<()> {
+        self.0.driver.borrow_mut().submit_and_wait(0)
     }
 
     /// Moves the completions that are there into `into`, which was emptied; never more than its
@@ -271,6 +325,33 @@ impl Ring {
         number: u32,
     ) -> io::Result<()> {
         self.push(Entry::Command { file, opcode, command, address }, Token::Front(number))
+    }
+
+    /// As [`command`](Self::command), of a command that completes only when it fails, with
+    /// [`Token::Quiet`].
+    #[inline]
+    pub fn quiet_command(
+        &self,
+        file: FixedFile,
+        opcode: u32,
+        command: [u8; 16],
+        address: u64,
+        number: u32,
+    ) -> io::Result<()> {
+        let entry = Entry::Command { file, opcode, command, address: Some(address) };
+        self.push(entry, Token::Quiet(number))
+    }
+
+    /// A command that goes on completing, as long as [`Completion::more`] says so; each completion brings
+    /// numbers in one of the provided buffers.
+    pub fn multishot_command(
+        &self,
+        file: FixedFile,
+        opcode: u32,
+        command: [u8; 16],
+        number: u32,
+    ) -> io::Result<()> {
+        self.push(Entry::Multishot { file, opcode, command }, Token::Front(number))
     }
 
     /// Starts the one operation that serves a request; it ends with [`Token::Single`]. The caller keeps

@@ -10,7 +10,7 @@ use blockhaus::backend::QueueContext;
 use blockhaus::error::Result;
 use blockhaus::io::{Flags, Io, IoResult, Op};
 use blockhaus::port::remote::Remote;
-use blockhaus::port::ring::Ring;
+use blockhaus::port::ring::{Completion, Ring};
 use blockhaus::queue::{Arrival, Buffers, FrontEnd, Stack};
 
 /// Longest request.
@@ -164,7 +164,7 @@ impl FrontEnd for TestFront<'_> {
         Ok(())
     }
 
-    fn arrived(&mut self, _ring: &Ring, number: u32, _result: i32) -> Result<Arrival> {
+    fn arrived(&mut self, _ring: &Ring, number: u32, _completion: &Completion) -> Result<Arrival> {
         panic!("this front end sends no commands, and {number} came back")
     }
 
@@ -198,7 +198,7 @@ impl FrontEnd for TestFront<'_> {
         Ok(())
     }
 
-    fn end_turn(&mut self, _ring: &Ring) -> Result<bool> {
+    fn end_turn(&mut self, _ring: &Ring, _full: bool) -> Result<bool> {
         Ok(!self.free.is_empty() && !self.inbox.requests.lock().expect("no panic").is_empty())
     }
 

@@ -2,7 +2,7 @@
 
 use blockhaus::error::Result;
 use blockhaus::io::{Flags, Io, IoResult, Op};
-use blockhaus::port::ring::Ring;
+use blockhaus::port::ring::{Completion, Ring};
 use blockhaus::queue::{Arrival, FrontEnd};
 
 /// Keeps all slots busy until so many requests have ended.
@@ -33,7 +33,7 @@ impl FrontEnd for Straight<'_> {
         Ok(())
     }
 
-    fn arrived(&mut self, _ring: &Ring, number: u32, _result: i32) -> Result<Arrival> {
+    fn arrived(&mut self, _ring: &Ring, number: u32, _completion: &Completion) -> Result<Arrival> {
         panic!("this front end sends no commands, and {number} came back")
     }
 
@@ -64,7 +64,7 @@ impl FrontEnd for Straight<'_> {
     }
 
     #[inline]
-    fn end_turn(&mut self, _ring: &Ring) -> Result<bool> {
+    fn end_turn(&mut self, _ring: &Ring, _full: bool) -> Result<bool> {
         Ok(self.left != 0 && !self.free.is_empty())
     }
 

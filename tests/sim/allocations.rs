@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use blockhaus::backend::dynamic::Dynamic;
 use blockhaus::backend::ram::{Ram, RamQueue};
 use blockhaus::backend::{Backend, Queue, QueueContext};
-use blockhaus::engine::ublk::{DataPath, Options, Wish};
+use blockhaus::engine::ublk::{DATA_PATHS, DataPath, Options, Wish};
 use blockhaus::error::Result;
 use blockhaus::io::{Capabilities, Geometry, Io, IoResult};
 use blockhaus::payload::Payload;
@@ -189,14 +189,8 @@ fn nothing_is_allocated_for_a_request() {
                 let mut layers = Layers::new(&mut Random::new(2), disk, kind, filters, false);
                 layers.dynamic = dynamic;
                 let paths: &[DataPath] = match layers.takes_hidden() {
-                    true => &[
-                        DataPath::Copy,
-                        DataPath::UserCopy,
-                        DataPath::GetData,
-                        DataPath::ZeroCopy,
-                        DataPath::AutoBuf,
-                    ],
-                    false if dynamic => &[DataPath::Copy],
+                    true => &DATA_PATHS,
+                    false if dynamic => &[DataPath::Copy, DataPath::BatchCopy],
                     false => &[DataPath::UserCopy],
                 };
                 for &path in paths {

@@ -90,5 +90,11 @@ bugs! {
     a_user_copy_that_is_forgotten on_path(DataPath::UserCopy, Bug::UserCopyLost);
     a_range_lock_that_covers_one_queue_only
         planted(Kind::File, Filters::Blocksize, Bug::RangeLockOfOneQueue);
+    a_batch_of_which_a_part_is_taken_for_whole
+        on_path(DataPath::BatchCopy, Bug::PartOfBatchTakenForWhole);
+    a_fetch_that_is_not_sent_again on_path(DataPath::BatchAutoBuf, Bug::FetchNotRenewed);
+    a_buffer_of_tags_that_is_read_too_late on_path(DataPath::BatchCopy, Bug::TagsReadTooLate);
+    a_result_for_the_tag_beside_it on_path(DataPath::BatchAutoBuf, Bug::BatchShifted);
+    a_stop_in_the_middle_of_a_batch on_path(DataPath::BatchAutoBuf, Bug::DeafWhileStopping);
     a_server_that_is_deaf_while_stopping planted(Kind::File, Filters::None, Bug::DeafWhileStopping);
 }

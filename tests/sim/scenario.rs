@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockhaus::engine::ublk::{DataPath, Device, Options, Wish};
+use blockhaus::engine::ublk::{DATA_PATHS, DataPath, Device, Options, Wish};
 use blockhaus::port::channel::Receiver;
 use blockhaus::port::sim::{Bug, Config, DiskShape, Kernel, Outcome, PowerLoss, Random, World};
 use blockhaus::queue::Stack;
@@ -93,15 +93,12 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
 /// How the bytes travel, as far as kernel and stack have it; and whether the driver registers them.
 fn data_path(random: &mut Random, version: u32, hidden: bool, wish: Option<DataPath>) -> (Wish, bool) {
     let hidden = hidden && version >= 616;
-    let paths =
-        [DataPath::Copy, DataPath::UserCopy, DataPath::GetData, DataPath::ZeroCopy, DataPath::AutoBuf];
-    let path = *random.pick(if hidden { &paths } else { &paths[..3] });
-    let path = wish.filter(|path| hidden || !path.hides()).unwrap_or(path);
+    let there = |path: &DataPath| (hidden || !path.hides()) && (version >= 700 || !path.is_batch());
+    let paths: Vec<DataPath> = DATA_PATHS.into_iter().filter(there).collect();
+    let path = *random.pick(&paths);
+    let path = wish.filter(there).unwrap_or(path);
     let auto = random.chance(400) && wish.is_none();
-    (
-        if auto { Wish::Auto } else { Wish::Exactly(path) },
-        if auto { hidden } else { path == DataPath::AutoBuf },
-    )
+    (if auto { Wish::Auto } else { Wish::Exactly(path) }, if auto { hidden } else { path.registers() })
 }
 
 /// Runs a seed.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::io::{Capabilities, Flags, Io, IoResult, Op};
 use crate::nbd::SimpleReply;
 use crate::nbd::transmission::{Event, Incoming, Rules, Wanted};
-use crate::port::ring::Ring;
+use crate::port::ring::{Completion, Ring};
 use crate::queue::{Arrival, Buffers, FrontEnd};
 
 mod replies;
@@ -267,14 +267,14 @@ impl FrontEnd for Front<'_> {
     }
 
     #[inline]
-    fn arrived(&mut self, ring: &Ring, number: u32, result: i32) -> Result<Arrival> {
+    fn arrived(&mut self, ring: &Ring, number: u32, completion: &Completion) -> Result<Arrival> {
         let index = (number / 2) as u16;
         if let Some(connection) = self.connection(index) {
             connection.looks = 0;
         }
         match number.is_multiple_of(2) {
-            true => self.received(ring, index, result),
-            false => self.sent(ring, index, result)?,
+            true => self.received(ring, index, completion.result),
+            false => self.sent(ring, index, completion.result)?,
         }
         Ok(Arrival::Many)
     }
@@ -352,9 +352,9 @@ impl FrontEnd for Front<'_> {
     }
 
     #[inline]
-    fn end_turn(&mut self, ring: &Ring) -> Result<bool> {
+    fn end_turn(&mut self, ring: &Ring, full: bool) -> Result<bool> {
         // What has become runnable outside of `next` is looked at before anything is sent.
-        if self.can_go_on() {
+        if !full && self.can_go_on() {
             return Ok(true);
         }
         while let Some(index) = self.touched.pop() {
@@ -363,7 +363,7 @@ impl FrontEnd for Front<'_> {
             }
             self.settle(ring, index)?;
         }
-        Ok(self.can_go_on())
+        Ok(!full && self.can_go_on())
     }
 
     fn give_up(&mut self) {

@@ -22,11 +22,22 @@ pub enum DataPath {
     ZeroCopy,
     /// The request's pages are registered with the ring by the driver.
     AutoBuf,
+    /// As copy, with many requests in a command.
+    BatchCopy,
+    /// As auto-buf, with many requests in a command.
+    BatchAutoBuf,
 }
 
 /// Every way, in the order in which they are shown.
-pub const DATA_PATHS: [DataPath; 5] =
-    [DataPath::Copy, DataPath::UserCopy, DataPath::GetData, DataPath::ZeroCopy, DataPath::AutoBuf];
+pub const DATA_PATHS: [DataPath; 7] = [
+    DataPath::Copy,
+    DataPath::UserCopy,
+    DataPath::GetData,
+    DataPath::ZeroCopy,
+    DataPath::AutoBuf,
+    DataPath::BatchCopy,
+    DataPath::BatchAutoBuf,
+];
 
 impl DataPath {
     /// As a person writes it.
@@ -37,6 +48,8 @@ impl DataPath {
             DataPath::GetData => "get-data",
             DataPath::ZeroCopy => "zero-copy",
             DataPath::AutoBuf => "auto-buf",
+            DataPath::BatchCopy => "batch-copy",
+            DataPath::BatchAutoBuf => "batch-auto-buf",
         }
     }
 
@@ -48,12 +61,28 @@ impl DataPath {
             DataPath::GetData => "the driver copies, a write's data when it is asked for",
             DataPath::ZeroCopy => "the server registers the request's pages with its ring, nothing is copied",
             DataPath::AutoBuf => "the driver registers the request's pages with the ring, nothing is copied",
+            DataPath::BatchCopy => {
+                "requests go in batches, and the driver copies between their pages and the queue's buffers"
+            }
+            DataPath::BatchAutoBuf => {
+                "requests go in batches, and the driver registers their pages with the ring, nothing is copied"
+            }
         }
     }
 
     /// Whether payloads are hidden.
     pub const fn hides(self) -> bool {
-        matches!(self, DataPath::ZeroCopy | DataPath::AutoBuf)
+        matches!(self, DataPath::ZeroCopy | DataPath::AutoBuf | DataPath::BatchAutoBuf)
+    }
+
+    /// Whether the driver registers a request's pages by itself, unless it cannot.
+    pub const fn registers(self) -> bool {
+        matches!(self, DataPath::AutoBuf | DataPath::BatchAutoBuf)
+    }
+
+    /// Whether many requests go in a command.
+    pub const fn is_batch(self) -> bool {
+        matches!(self, DataPath::BatchCopy | DataPath::BatchAutoBuf)
     }
 
     /// What the driver must grant for it.
@@ -65,6 +94,8 @@ impl DataPath {
             DataPath::ZeroCopy => Features::SUPPORT_ZERO_COPY,
             // Where a registration fails, the bytes of that request go by user copy.
             DataPath::AutoBuf => Features::AUTO_BUF_REG.union(Features::USER_COPY),
+            DataPath::BatchCopy => Features::BATCH_IO,
+            DataPath::BatchAutoBuf => DataPath::AutoBuf.features().union(Features::BATCH_IO),
         }
     }
 

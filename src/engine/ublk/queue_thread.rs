@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::data_path::DataPath;
 use super::descriptors::Descriptors;
-use super::per_tag::{self, PerTag};
+use super::front::{self, Batch, Elements, PerTag};
 use super::report::QueueThread;
 use crate::backend::QueueContext;
 use crate::error::{Error, Result};
 use crate::port::remote::Remote;
 use crate::port::ring::Ring;
 use crate::port::thread::{self, CpuMask};
-use crate::queue::{Buffers, Stack};
+use crate::queue::{Buffers, FrontEnd, Stack};
 
 /// What a thread needs to serve a queue.
 pub(super) struct Seat {
@@ -51,8 +51,12 @@ impl Seat {
             false => Buffers::new(self.depth, self.max_io_size),
         }
         .map_err(failed("no memory for the buffers"))?;
+        let elements = match self.data_path.is_batch() {
+            true => Some(Elements::new(self.depth, self.data_path).map_err(failed("no memory for batches"))?),
+            false => None,
+        };
         let ring = Ring::new(self.depth, self.remote.clone()).map_err(failed("cannot make an io_uring"))?;
-        let front = per_tag::Seat {
+        let seat = front::Seat {
             device: &self.device,
             queue: self.queue,
             depth: self.depth,
@@ -61,7 +65,18 @@ impl Seat {
             descriptors: &descriptors,
             buffers: &buffers,
         };
-        let mut front = PerTag::new(front, &ring).map_err(failed("cannot register with its io_uring"))?;
+        let why = "cannot register with its io_uring";
+        let (mut per_tag, mut batch);
+        let front: &mut dyn FrontEnd = match &elements {
+            Some(elements) => {
+                batch = Batch::new(seat, elements, &ring).map_err(failed(why))?;
+                &mut batch
+            }
+            None => {
+                per_tag = PerTag::new(seat, &ring).map_err(failed(why))?;
+                &mut per_tag
+            }
+        };
         // SAFETY: the ring and all its clones are gone before the buffers, by the order above and
         // since the backend's queue, which has a clone, lives inside `Stack::serve`.
         let registered = self.data_path.hides() || unsafe { buffers.register(&ring) };
@@ -81,7 +96,7 @@ impl Seat {
         }
         let context =
             QueueContext { ring: &ring, index: self.queue, depth: self.depth, max_io_size: self.max_io_size };
-        self.stack.serve(&context, &buffers, &mut front)
+        self.stack.serve(&context, &buffers, front)
     }
 
     /// Inside the mask that the kernel names for this queue, as far as this process may run there.

@@ -1,9 +1,12 @@
 //! The io_uring below a [`Ring`](crate::port::ring::Ring).
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 
 use io_uring::{IoUring, opcode, squeue, types};
+
+use super::provided::Provided;
 
 use crate::payload::OPERATIONS_PER_SLOT;
 use crate::port::clock::Duration;
@@ -18,6 +21,8 @@ pub(in crate::port) struct Uring {
     wake_counter: Box<u64>,
     /// What the kernel reads when a timer is submitted: one for each operation there can be.
     timers: Box<[types::Timespec]>,
+    /// For multishot commands; behind the ring, so that it outlives it.
+    provided: Option<Provided>,
 }
 
 type SetUp = fn(&mut io_uring::Builder);
@@ -55,7 +60,7 @@ impl Uring {
                     let timers = vec![types::Timespec::new(); usize::from(slots) * OPERATIONS_PER_SLOT];
                     let event_fd = remote.event_fd();
                     let timers = timers.into_boxed_slice();
-                    return Ok((Uring { uring, event_fd, wake_counter, timers }, name));
+                    return Ok((Uring { uring, event_fd, wake_counter, timers, provided: None }, name));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
                 Err(error) => return Err(error),
@@ -91,10 +96,39 @@ impl Uring {
         self.uring.submitter().register_buffers_sparse(u32::from(count))
     }
 
+    /// Gives the kernel `count` buffers of `len` bytes, for it to choose from.
+    pub fn provide_buffers(&mut self, count: u16, len: u32) -> io::Result<()> {
+        let provided = Provided::new(count, len)?;
+        // SAFETY: the memory stays mapped until `provided` is dropped, which is after the ring.
+        unsafe {
+            self.uring.submitter().register_buf_ring_with_flags(
+                provided.ring_address(),
+                count,
+                Provided::GROUP,
+                0,
+            )
+        }?;
+        self.provided = Some(provided);
+        Ok(())
+    }
+
+    /// The numbers in the first `len` bytes of a provided buffer, which the kernel has back then.
+    #[inline]
+    pub fn take_numbers(&mut self, buffer: u16, len: usize, into: &mut VecDeque<u16>) {
+        if let Some(provided) = &mut self.provided {
+            provided.take_numbers(buffer, len, into);
+        }
+    }
+
     /// Submits what is waiting and sleeps until there are `want` completions or a signal came.
     #[inline]
     pub fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
-        match self.uring.submit_and_wait(want) {
+        // IORING_ENTER_GETEVENTS, also where nothing is waited for: deferred task work runs in no other way.
+        const GETEVENTS: u32 = 1;
+        let count = self.uring.submission().len() as u32;
+        // SAFETY: no argument goes with it; what the entries point at, see `push`.
+        let entered = unsafe { self.uring.submitter().enter::<()>(count, want as u32, GETEVENTS, None) };
+        match entered {
             Ok(_) => Ok(()),
             // To be tried again, no failure. EBUSY: completions must be reaped before more is taken,
             // which comes next anyway.
@@ -109,19 +143,21 @@ impl Uring {
     #[inline]
     pub fn reap(&mut self, into: &mut Vec<Completion>) {
         let room = into.capacity() - into.len();
-        into.extend(
-            self.uring
-                .completion()
-                .take(room)
-                .map(|entry| Completion { token: Token::unpack(entry.user_data()), result: entry.result() }),
-        );
+        into.extend(self.uring.completion().take(room).map(|entry| Completion {
+            token: Token::unpack(entry.user_data()),
+            result: entry.result(),
+            flags: entry.flags(),
+        }));
     }
 
     /// Queues an entry, to be submitted with the next wait. Always inlined, as what it calls, so that
     /// what kind of entry it is needs no look where the caller knows.
     #[inline(always)]
     pub fn push(&mut self, entry: Entry, token: Token) -> io::Result<()> {
-        let entry = self.prepare(entry, token)?.user_data(token.pack());
+        let mut entry = self.prepare(entry, token)?.user_data(token.pack());
+        if let Token::Quiet(_) = token {
+            entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
+        }
         loop {
             // SAFETY: what an entry points at belongs to a slot or a transfer (or to the ring itself),
             // and is neither reused nor unmapped before its completion was reaped.
@@ -156,6 +192,9 @@ impl Uring {
         Ok(match entry {
             Entry::Command { file, opcode, command, address } => {
                 opcode::UringCmd16::new(types::Fixed(file.0), opcode).cmd(command).addr(address).build()
+            }
+            Entry::Multishot { file, opcode, command } => {
+                multishot(opcode::UringCmd16::new(types::Fixed(file.0), opcode).cmd(command).build())
             }
             Entry::Read { file, place, offset } => match place.registered {
                 Some(index) => {
@@ -197,7 +236,7 @@ impl Uring {
                     Token::Operation { slot, entry } => {
                         self.timers.get_mut(usize::from(slot) * OPERATIONS_PER_SLOT + usize::from(entry))
                     }
-                    Token::Front(_) | Token::Single(_) | Token::Chained(_) | Token::Wake => None,
+                    _ => None,
                 };
                 let timer = place.ok_or(io::ErrorKind::InvalidInput)?;
                 *timer = Duration::from_nanos(nanoseconds).into();
@@ -219,6 +258,26 @@ impl Uring {
             }
         })
     }
+}
+
+/// Makes a command one that completes again and again, with buffers of [`Provided::GROUP`]. The library has
+/// no words for that (io_uring 0.7).
+fn multishot(entry: squeue::Entry) -> squeue::Entry {
+    /// IORING_URING_CMD_MULTISHOT, and where `uring_cmd_flags` and `buf_group` are in an entry
+    /// (linux/io_uring.h).
+    const MULTISHOT: u32 = 1 << 1;
+    const FLAGS: usize = 28;
+    const GROUP: usize = 40;
+    let mut entry = entry.flags(squeue::Flags::BUFFER_SELECT);
+    const { assert!(size_of::<squeue::Entry>() == 64) };
+    let bytes = std::ptr::from_mut(&mut entry).cast::<u8>();
+    // SAFETY: an entry is `repr(C)` around the kernel's `io_uring_sqe`, 64 bytes of plain numbers, in which
+    // both fields lie, aligned.
+    unsafe {
+        *bytes.add(FLAGS).cast::<u32>() |= MULTISHOT;
+        *bytes.add(GROUP).cast::<u16>() = Provided::GROUP;
+    }
+    entry
 }
 
 impl Drop for Uring {

@@ -270,7 +270,7 @@ impl State {
     pub fn slot_in_use(&self, ring: usize, slot: u16) -> bool {
         let of_slot = |token: &Token| match token {
             Token::Operation { slot: used, .. } | Token::Single(used) | Token::Chained(used) => *used == slot,
-            Token::Front(_) | Token::Wake => false,
+            Token::Front(_) | Token::Quiet(_) | Token::Wake => false,
         };
         self.operations.values().any(|operation| operation.ring == ring && of_slot(&operation.token))
             || self.rings[ring].has_timer(of_slot)
@@ -352,6 +352,7 @@ impl State {
                 0
             }
             Entry::Command { .. }
+            | Entry::Multishot { .. }
             | Entry::Timeout { .. }
             | Entry::Receive { .. }
             | Entry::Send { .. }
@@ -401,6 +402,7 @@ fn kind_of(entry: &Entry) -> u64 {
         Entry::Receive { .. } => 8,
         Entry::Send { .. } => 9,
         Entry::Wake => 10,
+        Entry::Multishot { .. } => 11,
     }
 }
 

@@ -46,6 +46,30 @@ impl Driver {
         }
     }
 
+    pub fn provide_buffers(&mut self, count: u16, len: u32) -> io::Result<()> {
+        match self {
+            Driver::Linux(uring) => uring.provide_buffers(count, len),
+            Driver::Simulated(ring) => {
+                let provided = Provided::new(count, len as usize / size_of::<u16>());
+                ring.handle.state().rings[ring.ring].provided = Some(provided);
+                Ok(())
+            }
+        }
+    }
+
+    #[inline]
+    pub fn take_numbers(&mut self, buffer: u16, len: usize, into: &mut VecDeque<u16>) {
+        match self {
+            Driver::Linux(uring) => uring.take_numbers(buffer, len, into),
+            Driver::Simulated(ring) => {
+                let mut state = ring.handle.state();
+                if let Some(provided) = &mut state.rings[ring.ring].provided {
+                    provided.take(buffer, len / size_of::<u16>(), into);
+                }
+            }
+        }
+    }
+
     pub fn register_buffer_table(&mut self, count: u16) -> io::Result<()> {
         match self {
             Driver::Linux(uring) => uring.register_buffer_table(count),
@@ -128,6 +152,8 @@ pub(super) struct RingState {
     timers: Vec<Token>,
     /// Places for the pages of requests, where there is a table of those.
     pub buffer_table: Option<Vec<Option<u64>>>,
+    /// What multishot commands bring numbers in.
+    pub provided: Option<Provided>,
     /// Entries that wait for the eventfd, and what is in it.
     wakes_armed: usize,
     event_count: u64,
@@ -147,6 +173,7 @@ impl SimRing {
             chains: Vec::new(),
             timers: Vec::new(),
             buffer_table: None,
+            provided: None,
             wakes_armed: 0,
             event_count: 0,
             closed: false,
@@ -237,6 +264,27 @@ impl Drop for SimRing {
     }
 }
 
+/// Buffers that a server has provided.
+pub(super) struct Provided {
+    /// Numbers that fit one of them.
+    pub room: usize,
+    /// Those that the server has not got.
+    pub free: VecDeque<u16>,
+    pub filled: Vec<Vec<u16>>,
+}
+
+impl Provided {
+    fn new(count: u16, room: usize) -> Provided {
+        Provided { room, free: (0..count).collect(), filled: vec![Vec::new(); usize::from(count)] }
+    }
+
+    fn take(&mut self, buffer: u16, count: usize, into: &mut VecDeque<u16>) {
+        let filled = std::mem::take(&mut self.filled[usize::from(buffer)]);
+        into.extend(filled.into_iter().take(count));
+        self.free.push_back(buffer);
+    }
+}
+
 impl RingState {
     pub fn has_timer(&self, of: impl Fn(&Token) -> bool) -> bool {
         self.timers.iter().any(of)
@@ -249,6 +297,10 @@ impl State {
             Entry::Command { file, opcode, command, address } => {
                 let file = self.rings[ring].files[file.0 as usize];
                 self.command(ring, file, opcode, command, address, token);
+            }
+            Entry::Multishot { file, opcode, command } => {
+                let file = self.rings[ring].files[file.0 as usize];
+                self.fetch_command(ring, file, opcode, command, token);
             }
             Entry::Wake => {
                 self.rings[ring].wakes_armed += 1;
@@ -293,16 +345,33 @@ impl State {
                 return self.submit(ring, Entry::Command { file, opcode, command, address }, next);
             }
             // What fails speaks for those behind it, which are cancelled without a word.
-            return self.post(ring, token, result);
+            return self.post(ring, Completion::plain(token, result));
         }
-        self.post(ring, token, result);
+        if matches!(token, Token::Quiet(_)) && result >= 0 {
+            return;
+        }
+        self.post(ring, Completion::plain(token, result));
     }
 
-    fn post(&mut self, ring: usize, token: Token, result: i32) {
+    /// A multishot command brings numbers, in a buffer that was free.
+    pub fn bring(&mut self, ring: usize, token: Token, buffer: u16, numbers: Vec<u16>) {
+        if self.rings[ring].closed || self.process_dead(self.rings[ring].process) {
+            return;
+        }
+        let result = (numbers.len() * size_of::<u16>()) as i32;
+        if let Some(provided) = &mut self.rings[ring].provided {
+            provided.filled[usize::from(buffer)] = numbers;
+        }
+        let flags = Completion::BUFFER | Completion::MORE | u32::from(buffer) << Completion::BUFFER_SHIFT;
+        self.post(ring, Completion { token, result, flags });
+    }
+
+    fn post(&mut self, ring: usize, completion: Completion) {
         let to = &mut self.rings[ring];
-        to.done.push_back(Completion { token, result });
+        to.done.push_back(completion);
         let thread = to.thread;
-        self.note("completion", [ring as u64, token.pack(), result as u64, 0]);
+        let Completion { token, result, flags } = completion;
+        self.note("completion", [ring as u64, token.pack(), result as u64, flags.into()]);
         self.wake(thread);
     }
 

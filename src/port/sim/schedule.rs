@@ -37,6 +37,10 @@ pub(super) enum Event {
     StopDrains(u32),
     /// A fetch comes back without a request.
     Abort { device: u32, queue: u16, tag: u16 },
+    /// The fetch of a queue in batches comes back for good.
+    AbortFetch { device: u32, queue: u16 },
+    /// The driver brings what has come for a queue in batches.
+    Bring { device: u32, queue: u16 },
     /// The client wanted to be asked again.
     Client(u32),
     /// A transfer over a socket gets on.

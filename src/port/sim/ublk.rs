@@ -10,6 +10,7 @@ use super::schedule::ThreadId;
 use crate::io::{Flags, Op};
 use crate::port::ring::Token;
 
+mod batch;
 mod client;
 mod control;
 mod lifetime;
@@ -154,11 +155,14 @@ struct Tag {
     registered: Option<pages::Registered>,
     /// The data of the request that is being handed over was asked for.
     asked: bool,
+    /// Its request waits for a batch that takes it to the server.
+    batched: bool,
 }
 
 struct Queue {
     tags: Vec<Tag>,
     waiting: VecDeque<u64>,
+    batch: batch::Batch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

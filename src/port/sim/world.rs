@@ -60,6 +60,14 @@ pub enum Bug {
     UserCopyLost,
     /// Each queue has a range lock of its own.
     RangeLockOfOneQueue,
+    /// Of a batch that was carried out in part, the rest is forgotten.
+    PartOfBatchTakenForWhole,
+    /// A fetch that ended for want of a buffer is not sent again.
+    FetchNotRenewed,
+    /// A buffer is given back before the tags in it were read.
+    TagsReadTooLate,
+    /// A result of a batch goes to the tag beside it.
+    BatchShifted,
 }
 
 /// How a run failed.
@@ -204,6 +212,8 @@ impl State {
             Event::ControlAnswer(number) => self.control_answer(number),
             Event::StopDrains(device) => self.stop_drains(device),
             Event::Abort { device, queue, tag } => self.abort(device, queue, tag),
+            Event::AbortFetch { device, queue } => self.abort_fetch(device, queue),
+            Event::Bring { device, queue } => self.bring_tags(device, queue),
             Event::Client(device) => self.ask_client(device),
             Event::Transfer(number) => self.get_on(number),
             Event::Timer { ring, token } => self.timer_expired(ring, token),

@@ -8,9 +8,13 @@ pub const KERNELS: [&str; 3] = ["6.12", "6.18", "7.2"];
 const BACKENDS: [Backend; 2] = [Backend::Ram, Backend::File];
 const QUEUES: [u16; 2] = [1, 2];
 const DEPTHS: [u16; 3] = [1, 16, 128];
-/// Data paths; the last two hide the bytes, and are in no kernel before 6.16.
-const PATHS: [&str; 5] = ["copy", "user-copy", "get-data", "zero-copy", "auto-buf"];
-const HIDING: usize = 3;
+/// Data paths.
+const PATHS: [&str; 7] =
+    ["copy", "user-copy", "get-data", "zero-copy", "auto-buf", "batch-copy", "batch-auto-buf"];
+/// Those that hide the bytes, which is in no kernel before 6.16.
+const HIDING: [&str; 3] = ["zero-copy", "auto-buf", "batch-auto-buf"];
+/// Those that go in batches, which only the newest kernel has.
+const BATCHES: [&str; 2] = ["batch-copy", "batch-auto-buf"];
 /// What lies on the backend: nothing, or three filters, put together by the compiler or at run time.
 const FILTERS: [Filters; 3] = [Filters::None, Filters::Static, Filters::Dynamic];
 
@@ -107,9 +111,11 @@ fn cell([_, backend, queues, depth, path, filters]: Row, full: bool) -> Cell {
     Cell { backend: BACKENDS[backend], filters, path, queues: QUEUES[queues], depth: DEPTHS[depth], full }
 }
 
-/// `ram:` must see the bytes, and the oldest kernel cannot hide them.
+/// `ram:` must see the bytes, the oldest kernel cannot hide them, and only the newest has batches.
 fn exists([kernel, backend, _, _, path, _]: Row) -> bool {
-    path < HIDING || (BACKENDS[backend] == Backend::File && KERNELS[kernel] != "6.12")
+    let hidden = BACKENDS[backend] == Backend::File && KERNELS[kernel] != "6.12";
+    (hidden || !HIDING.contains(&PATHS[path]))
+        && (KERNELS[kernel] == "7.2" || !BATCHES.contains(&PATHS[path]))
 }
 
 fn candidates() -> Vec<Row> {

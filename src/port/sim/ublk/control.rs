@@ -196,12 +196,14 @@ impl State {
             id if taken(&id) => return no(libc::EEXIST),
             id => id,
         };
-        let other_path = Features::USER_COPY | Features::SUPPORT_ZERO_COPY | Features::AUTO_BUF_REG;
+        let other_path =
+            Features::USER_COPY | Features::SUPPORT_ZERO_COPY | Features::AUTO_BUF_REG | Features::BATCH_IO;
         if info.flags.intersects(other_path) {
             info.flags -= Features::NEED_GET_DATA;
         }
         let always = Features::CMD_IOCTL_ENCODE | Features::URING_CMD_COMP_IN_TASK;
-        let always = if kernel.version >= 616 { always | Features::PER_IO_DAEMON } else { always };
+        let per_io = kernel.version >= 616 && !info.flags.contains(Features::BATCH_IO);
+        let always = if per_io { always | Features::PER_IO_DAEMON } else { always };
         info.flags = (info.flags & kernel.features()) | always;
         info.nr_hw_queues = info.nr_hw_queues.min(self.config.cpus).min(kernel.queues_max);
         info.state = state::DEAD;
@@ -222,10 +224,12 @@ impl State {
             buffer: AutoBufReg::default(),
             registered: None,
             asked: false,
+            batched: false,
         };
         let queue = |_| Queue {
             tags: (0..info.queue_depth).map(|_| tag()).collect(),
             waiting: std::collections::VecDeque::new(),
+            batch: super::batch::Batch::default(),
         };
         let device = Device {
             info,

@@ -57,6 +57,9 @@ impl State {
         address: Option<u64>,
         token: Token,
     ) {
+        if matches!(opcode, io_cmd::PREP_IO_CMDS | io_cmd::COMMIT_IO_CMDS) {
+            return self.batch_command(ring, file, opcode, bytes, address, token);
+        }
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let result = i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
         let mut command = IoCmd { q_id: word(0), tag: word(2), result, addr: 0 };
@@ -102,6 +105,9 @@ impl State {
         let by_buffer = matches!(opcode, io_cmd::REGISTER_IO_BUF | io_cmd::UNREGISTER_IO_BUF);
         if let Some(wrong) = device.wrong_address(opcode, command, address).filter(|_| !by_buffer) {
             return self.broken(ring, token, libc::EINVAL, format!("a command for {who} {wrong}"));
+        }
+        if device.batches() {
+            return self.broken(ring, token, libc::EINVAL, format!("a command for {who} alone"));
         }
         let life = device.life;
         let known = device.queues.get(usize::from(queue)).and_then(|known| known.tags.get(usize::from(tag)));
@@ -177,7 +183,7 @@ impl State {
     }
 
     /// The server's result for the request of a tag.
-    fn commit(&mut self, id: u32, queue: u16, tag: u16, key: u64, result: i32) {
+    pub(super) fn commit(&mut self, id: u32, queue: u16, tag: u16, key: u64, result: i32) {
         let Some(device) = self.driver.devices.get(&id) else { return };
         let (maps, address) =
             (device.maps(), device.queues[usize::from(queue)].tags[usize::from(tag)].address);
@@ -243,6 +249,9 @@ impl State {
             return self.fail(format!("the world cannot write a descriptor: {written:?}"));
         }
         self.note("deliver", [key, queue.into(), number.into(), 0]);
+        if self.driver.devices.get(&id).is_some_and(Device::batches) {
+            return self.has_come(id, queue, number);
+        }
         self.complete(ring, token, if withheld { res::NEED_GET_DATA } else { res::OK });
     }
 
@@ -266,6 +275,10 @@ impl State {
         let Some(device) = self.driver.devices.get(&id) else { return };
         let mut events = Vec::new();
         for (queue, of) in (0u16..).zip(&device.queues) {
+            if device.batches() {
+                events.push(Event::AbortFetch { device: id, queue });
+                continue;
+            }
             for (tag, known) in (0u16..).zip(&of.tags) {
                 if known.state == TagState::Fetched {
                     events.push(Event::Abort { device: id, queue, tag });

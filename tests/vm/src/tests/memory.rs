@@ -57,7 +57,7 @@ fn truth(device: &Attached, what: &str) -> Outcome<u64> {
         "{what}: status says {} bytes locked, smaps has {locked}",
         stated.locked
     );
-    let hidden = ["auto-buf", "zero-copy"].contains(&device.info.data_path.as_str());
+    let hidden = ["auto-buf", "zero-copy", "batch-auto-buf"].contains(&device.info.data_path.as_str());
     ensure!(hidden || stated.locked_buffers > 0, "{what}: no locked buffers at all");
     ensure!(
         stated.locked_buffers <= locked + 4 * MIB,

@@ -13,11 +13,16 @@ pub(super) const TESTS: &[Entry] = &[
     entry("path/limits", 120, Where::Ublk, limits),
 ];
 
-/// UBLK_F_AUTO_BUF_REG.
+/// UBLK_F_AUTO_BUF_REG and UBLK_F_BATCH_IO.
 const AUTO_BUF_REG: u64 = 1 << 11;
+const BATCH_IO: u64 = 1 << 15;
+
+fn has(feature: u64) -> Outcome<bool> {
+    Ok(raw::features().context("asking the kernel itself")? & feature != 0)
+}
 
 fn hides() -> Outcome<bool> {
-    Ok(raw::features().context("asking the kernel itself")? & AUTO_BUF_REG != 0)
+    has(AUTO_BUF_REG)
 }
 
 fn auto() -> Outcome {
@@ -40,6 +45,9 @@ fn auto() -> Outcome {
 fn refusals() -> Outcome {
     refused(&["ram:64M", "--data-path", "telepathy"], &["telepathy"], &["auto-buf"])?;
     let file = format!("file:{},size=64M", home::path("refused.img"));
+    if !has(BATCH_IO)? {
+        refused(&["ram:64M", "--data-path", "batch-copy"], &["batch-copy", "kernel"], &["copy"])?;
+    }
     if !hides()? {
         refused(&[&file, "--data-path", "auto-buf"], &["auto-buf", "kernel"], &["user-copy"])?;
         refused(&[&file, "--data-path", "zero-copy"], &["zero-copy", "kernel"], &["user-copy"])?;
@@ -60,11 +68,15 @@ fn fallback() -> Outcome {
     if !hides()? {
         return Ok(());
     }
+    let paths: &[&str] = if has(BATCH_IO)? { &["auto-buf", "batch-auto-buf"] } else { &["auto-buf"] };
     let file = format!("file:{},size=512M", home::path("fallback.img"));
-    let knobs = [file.as_str(), "--depth", "16", "--data-path", "auto-buf", "--test-registered-tags", "3"];
-    let device = Blockhaus::new().attach(&knobs)?;
-    super::on_device(device.path(), 16, false)?;
-    device.detach()
+    for path in paths {
+        let knobs = [file.as_str(), "--depth", "16", "--data-path", path, "--test-registered-tags", "3"];
+        let device = Blockhaus::new().attach(&knobs)?;
+        super::on_device(device.path(), 16, false)?;
+        device.detach()?;
+    }
+    Ok(())
 }
 
 /// A request that the kernel makes is one that the disk below takes whole.

@@ -1,0 +1,97 @@
+//! The front ends: how a queue's requests come from the driver and go back to it. What they share is where
+//! a request's bytes are and how they get there.
+
+use std::fs::File;
+
+use blockhaus_uapi::ublk::user_copy_pos;
+
+use super::data_path::DataPath;
+use super::descriptors::Descriptors;
+use crate::error::Error;
+use crate::io::{Errno, Io, IoResult, Op};
+use crate::port::file;
+use crate::port::ring::Ring;
+use crate::queue::Buffers;
+
+mod batch;
+mod per_tag;
+
+pub(super) use batch::{Batch, Elements};
+pub(super) use per_tag::PerTag;
+
+/// What a front end works with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat<'a> {
+    pub device: &'a File,
+    pub queue: u16,
+    pub depth: u16,
+    pub path: DataPath,
+    /// Tags from here on have no place in the ring's table of buffers: the driver cannot register
+    /// theirs. All have one, but in tests.
+    pub registered_tags: u16,
+    pub descriptors: &'a Descriptors,
+    pub buffers: &'a Buffers,
+}
+
+impl Seat<'_> {
+    fn failed(&self, what: &str, error: std::io::Error) -> Error {
+        Error::system(format!("queue {}: {what}", self.queue), error)
+    }
+
+    /// The request of a tag, its data in place where neither the driver nor a command of the front end puts
+    /// it there.
+    #[inline]
+    fn request(&self, ring: &Ring, tag: u16) -> Result<Io, Errno> {
+        let (io, unregistered) = self.descriptors.request(tag)?;
+        if !matches!(io.op, Op::Read | Op::Write) {
+            return Ok(io);
+        }
+        let copies = if self.path.registers() {
+            self.buffers.show(tag, unregistered);
+            unregistered
+        } else {
+            self.path == DataPath::UserCopy
+        };
+        if copies && io.op == Op::Write {
+            self.user_copy(ring, &io, file::read_exact_at)?;
+        }
+        Ok(io)
+    }
+
+    /// How a request ended, as the driver wants to know it; what was read is given to it where it does not
+    /// take it by itself.
+    #[inline]
+    fn outcome(&self, ring: &Ring, io: &Io, mut result: IoResult) -> i32 {
+        let has_data = matches!(io.op, Op::Read | Op::Write);
+        let copies = io.op == Op::Read
+            && (self.path == DataPath::UserCopy || self.path.registers() && !self.buffers.is_hidden(io.slot));
+        if copies && result.is_ok() {
+            result = self.user_copy(ring, io, |file, bytes, at| file::write_all_at(file, bytes, at));
+        }
+        match result {
+            // A request's bytes fit its slot's buffer, and so an i32; checked where the payload was made.
+            Ok(()) if has_data => io.len as i32,
+            Ok(()) => 0,
+            Err(errno) => -errno.number(),
+        }
+    }
+
+    /// Whether nobody here touches the bytes of a request: they are hidden, and stay where they are.
+    #[inline]
+    fn hides(&self, io: &Io) -> bool {
+        matches!(io.op, Op::Read | Op::Write) && self.buffers.is_hidden(io.slot)
+    }
+
+    /// Moves all bytes of a request between the slot's buffer and the request's pages. It is a copy
+    /// in memory, which does not block.
+    fn user_copy(
+        &self,
+        ring: &Ring,
+        io: &Io,
+        mover: impl FnOnce(&File, &mut [u8], u64) -> std::io::Result<()>,
+    ) -> IoResult {
+        let mut payload = self.buffers.payload(ring, io)?;
+        let position = user_copy_pos(self.queue, io.slot, 0);
+        mover(self.device, payload.bytes_mut()?, position).map_err(Errno::from)
+    }
+}
