@@ -123,7 +123,9 @@ fn stop(registry: &Registry, entry: &Entry, request: Request, deadline: Deadline
 /// else has taken it away.
 fn was_taken_away(registry: &Registry, entry: &Entry) -> bool {
     entry.config.is_some()
-        && registry.read(entry.id).is_none_or(|now| !now.is_same(entry) || now.started != entry.started)
+        && registry
+            .read(entry.id)
+            .is_none_or(|now| !now.is_same_device(entry) || now.started != entry.started)
         && !(devices::exists(entry.id) && entry.owns_device())
 }
 
