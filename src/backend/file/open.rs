@@ -65,14 +65,16 @@ pub(super) fn open(options: &Options) -> Result<File> {
     }
     let file_size = settle_size(&file, options, kind, created.as_ref(), &mut notes)?;
     // Where direct I/O was insisted on, its blocks may be larger than those that were asked for.
-    let needed = direct.map_or(options.unit, |needed| needed.offset.max(512));
+    let mut needed = direct.map_or(options.unit, |needed| needed.offset.max(512));
+    let mut physical = 4096;
+    if kind == FileKind::BlockDevice {
+        // The page cache reads and writes any bytes of one; a discard and write-zeroes it hands down.
+        let (logical, its_physical) = file::block_sizes(&file).map_err(|error| failed(path, error))?;
+        (needed, physical) = (needed.max(logical), its_physical);
+    }
     let logical_block_size = options.block_size.map_or(needed, |wanted| wanted.max(needed));
     let size = whole_blocks(path, file_size, logical_block_size)?;
 
-    let physical = match kind {
-        FileKind::BlockDevice => file::block_sizes(&file).map_err(|error| failed(path, error))?.1,
-        _ => 4096,
-    };
     let discard_granularity = match discard_granularity(&file, &metadata, kind, file_size) {
         Some(granularity) if !options.read_only => granularity.max(logical_block_size),
         _ => 0,
