@@ -87,7 +87,9 @@ pub(super) fn open(options: &Options) -> Result<File> {
             | Capabilities::FUA
             | Capabilities::WRITE_ZEROES;
         match discard_granularity {
-            0 => notes.push("file: no discard, since no holes can be punched there".into()),
+            0 => {
+                notes.push("file: no discard, since nothing there can be discarded and read as zeros".into())
+            }
             _ => capabilities |= Capabilities::DISCARD | Capabilities::DISCARD_ZEROES,
         }
     }
@@ -356,12 +358,53 @@ fn whole_blocks(path: &Path, size: u64, block_size: u32) -> Result<u64> {
 /// hole is punched behind it to see whether that works.
 fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, file_size: u64) -> Option<u32> {
     match kind {
-        FileKind::BlockDevice => {
-            let longest = file::queue_limit(metadata, "discard_max_bytes").unwrap_or(0);
-            let unit =
-                file::queue_limit(metadata, "discard_granularity").and_then(|unit| u32::try_from(unit).ok());
-            unit.filter(|_| longest > 0)
-        }
+        FileKind::BlockDevice => discard_unit(|limit| file::queue_limit(metadata, limit)),
         _ => file::can_punch_holes(file, file_size).then_some(4096),
+    }
+}
+
+/// The same of a block device, by its queue's limits. To punch a hole is to have the device write zeros,
+/// and unmap what it can: one that only discards refuses it.
+fn discard_unit(limit: impl Fn(&str) -> Option<u64>) -> Option<u32> {
+    let can = |most: &str| limit(most).is_some_and(|bytes| bytes > 0);
+    let unit = limit("discard_granularity").and_then(|unit| u32::try_from(unit).ok());
+    unit.filter(|_| can("discard_max_bytes") && can("write_zeroes_max_bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_goes_in_a_moment_is_waited_for() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        image.as_file().lock().unwrap();
+        let options = Options { path: image.path().into(), ..Options::default() };
+        let error = open(&options).unwrap_err();
+        assert!(error.kind() == Kind::Busy && error.to_string().contains("of this one"), "{error}");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                sleep(KILLED_LOCK / 5);
+                image.as_file().unlock().unwrap();
+            });
+            open(&options).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_block_device_that_only_discards_is_not_asked_to() {
+        let unit = |discard: u64, zeroes: u64| {
+            discard_unit(|limit| match limit {
+                "discard_granularity" => Some(4096),
+                "discard_max_bytes" => Some(discard),
+                "write_zeroes_max_bytes" => Some(zeroes),
+                _ => None,
+            })
+        };
+        assert_eq!(unit(1 << 30, 1 << 30), Some(4096));
+        assert_eq!(unit(1 << 30, 0), None);
+        assert_eq!(unit(0, 1 << 30), None);
+        assert_eq!(discard_unit(|_| None), None);
     }
 }
