@@ -77,3 +77,28 @@ fn a_block_device_in_the_page_cache_is_zeroed_in_blocks_that_it_has() {
         zeroes_one_block(stack);
     }
 }
+
+#[test]
+fn a_long_range_of_memory_is_zeroed_while_others_are_served() {
+    const SIZE: u64 = 192 << 20;
+    let spec = format!("ram:{SIZE}").parse().expect("a spec");
+    let stack = SpecTable::builtin().open(&spec, &OpenOptions::default()).expect("memory");
+    let mut disk = Disk::open(stack.clone(), 1, 4);
+    for offset in [0, 512, (4 << 20) - 512, SIZE - 512] {
+        assert_eq!(disk.call(Request::write(offset, vec![7; 512])).0, Ok(()));
+    }
+    let zeroes = Request { flags: Flags::NO_UNMAP, ..Request::new(Op::WriteZeroes, 512, SIZE - 1024) };
+    let long = disk.ask(0, zeroes);
+    let short = disk.ask(0, Request::new(Op::Read, 0, 512));
+    let ended = [disk.wait(), disk.wait()];
+    assert_eq!(ended.each_ref().map(|ended| ended.number), [short, long]);
+    assert!(ended.iter().all(|ended| ended.result.is_ok()));
+    for (offset, byte) in [(0, 7), (512, 0), ((4 << 20) - 512, 0), (SIZE - 512, 7)] {
+        assert_eq!(disk.call(Request::new(Op::Read, offset, 512)).1, [byte; 512], "at {offset}");
+    }
+    // All of it was to stay allocated; and a discard of the same length gives it back.
+    assert!(stack.memory_used().is_some_and(|used| used >= SIZE - 4096));
+    assert_eq!(disk.call(Request::new(Op::Discard, 0, SIZE)).0, Ok(()));
+    assert_eq!(stack.memory_used(), Some(0));
+    disk.close();
+}
