@@ -537,6 +537,16 @@ fn an_odd_sized_file_is_shown_whole_to_whoever_counts_in_bytes() {
 }
 
 #[test]
+fn what_asks_for_torn_writes_strikes_nothing_else() {
+    let stack = open("ram:1M", &["fault,torn=yes"], OpenOptions::default()).unwrap();
+    let mut disk = Disk::open(stack, 1, 4);
+    assert_eq!(disk.call(Request::write(0, pattern(4096, 3))).0, Err(Errno::EIO));
+    assert_eq!(disk.call(Request::new(Op::Read, 0, 512)).0, Ok(()));
+    assert_eq!(disk.call(Request::new(Op::Flush, 0, 0)).0, Ok(()));
+    disk.close();
+}
+
+#[test]
 fn errors_of_filters_say_what_to_write() {
     let error = |filter: &str| match open("ram:1M", &[filter], OpenOptions::default()) {
         Ok(_) => panic!("{filter} was taken"),
