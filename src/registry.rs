@@ -115,6 +115,12 @@ impl Entry {
     fn is_same(&self, other: &Entry) -> bool {
         (self.pid, self.pid_start, &self.boot) == (other.pid, other.pid_start, &other.boot)
     }
+
+    /// Whether both entries are about one device: a process of `up` can give an id to one disk after
+    /// another.
+    fn is_same_device(&self, other: &Entry) -> bool {
+        self.is_same(other) && self.node == other.node
+    }
 }
 
 /// Tells one run of the machine from the next.
@@ -238,11 +244,12 @@ impl Registry {
         found
     }
 
-    /// Removes the files of the device in `entry`, unless another server has taken the id since.
-    /// Returns what was removed. With `keep_log` the log stays, for somebody to read.
+    /// Removes the files of the device in `entry`, unless they are those of another device by now:
+    /// another server has taken the id since, or the same one for another of its disks. Returns what
+    /// was removed. With `keep_log` the log stays, for somebody to read.
     pub fn remove(&self, entry: &Entry, keep_log: bool) -> Result<Vec<PathBuf>> {
         let _lock = self.lock()?;
-        if self.read(entry.id).is_some_and(|now| !now.is_same(entry)) {
+        if self.read(entry.id).is_some_and(|now| !now.is_same_device(entry)) {
             return Ok(Vec::new());
         }
         let log = (!keep_log).then(|| self.log(entry.id));
@@ -307,6 +314,19 @@ mod tests {
         assert!(registry.remove(&mine, false).unwrap().is_empty());
         assert!(registry.read(0).is_some() && !later.is_alive());
         assert!(registry.remove_debris(0).unwrap().is_empty());
+        fs::remove_dir_all(registry.folder()).unwrap();
+    }
+
+    #[test]
+    fn files_of_a_later_device_of_the_same_server_stay() {
+        let registry = registry("later-device");
+        let old = Entry { node: Some(1), ..Entry::new(0, "ram:1G") };
+        let new = Entry { node: Some(2), ..old.clone() };
+        fs::write(registry.socket(0), "").unwrap();
+        registry.write(&new).unwrap();
+        assert!(registry.remove(&old, false).unwrap().is_empty());
+        assert_eq!(registry.read(0).unwrap().node, Some(2));
+        assert_eq!(registry.remove(&new, false).unwrap(), [registry.entry(0), registry.socket(0)]);
         fs::remove_dir_all(registry.folder()).unwrap();
     }
 

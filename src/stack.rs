@@ -9,6 +9,7 @@ use crate::config::Spec;
 use crate::config::nearest::suggestion;
 use crate::error::{Error, Result};
 use crate::filter::blocksize::Blocksize;
+use crate::io::Capabilities;
 use crate::queue::Stack;
 
 mod builtin;
@@ -18,12 +19,14 @@ mod read_only;
 pub use filters::{FilterType, Wrap};
 pub use read_only::ReadOnly;
 
-/// What the command line says about the disk besides the spec.
+/// What the command line says about the disk besides the spec. A type may make use of it, by opening a
+/// file for reading only, say. What the opened disk does not do by itself, the table does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
-    /// Nothing may be written.
+    /// Nothing may be written. A disk that takes writes all the same gets [`ReadOnly`] on it.
     pub read_only: bool,
-    /// The logical block size that was asked for, a power of two from 512 up.
+    /// The logical block size that was asked for, a power of two from 512 up. A disk in other blocks
+    /// gets the blocksize filter on it.
     pub block_size: Option<u32>,
     /// The smallest unit that the engine's clients may address without asking, where that can be
     /// smaller than a block of the disk.
@@ -54,7 +57,8 @@ pub struct SpecType {
     pub about: &'static str,
     /// The keys it takes.
     pub keys: Vec<Key>,
-    /// Opens it. The table has checked the type and the keys by then, not the values.
+    /// Opens it. The table has checked the type and the keys by then, not the values; and it sees to
+    /// those of the [`OpenOptions`] that this leaves aside.
     pub open: Open,
 }
 
@@ -144,10 +148,20 @@ impl SpecTable {
         }
     }
 
-    /// The backend alone.
+    /// The backend alone, and what was asked for that its type does not do.
     fn open_disk(&self, spec: &Spec, options: &OpenOptions) -> Result<Arc<dyn Stack>> {
         let found = self.check(spec)?;
-        (found.open)(spec, options)
+        let mut disk = (found.open)(spec, options)?;
+        // Smaller blocks than its own come last, above the filters.
+        if let Some(wanted) = options.block_size
+            && disk.geometry().logical_block_size < wanted
+        {
+            disk = Arc::new(Blocksize::new(disk.into_backend(), wanted)?);
+        }
+        if options.read_only && disk.capabilities().contains(Capabilities::WRITE) {
+            disk = Arc::new(ReadOnly(disk.into_backend()));
+        }
+        Ok(disk)
     }
 
     /// The type of `spec`, whose keys are all known to it.
@@ -297,5 +311,34 @@ mod tests {
         let opened = table.open(&"ram:1G".parse().unwrap(), &OpenOptions::default());
         assert_eq!(opened.err().unwrap().to_string(), "ours: refused");
         assert!(table.help().contains("ram:NOTHING"));
+    }
+
+    #[test]
+    fn what_a_type_does_not_heed_is_done_all_the_same() {
+        let heedless = SpecType {
+            name: "heedless",
+            argument: "SIZE",
+            about: "Opens what it always opens.",
+            keys: Vec::new(),
+            open: Box::new(|spec, _| {
+                Ok(Arc::new(crate::backend::ram::Ram::new(spec.size_arg("heedless:1G")?, 1024, false)?))
+            }),
+        };
+        let table = SpecTable::builtin().register(heedless);
+        let open = |filters: &[&str], read_only, block_size| {
+            let filters: Vec<Spec> = filters.iter().map(|filter| filter.parse().unwrap()).collect();
+            let options = OpenOptions { read_only, block_size, engine_unit: None };
+            table.open_with(&"heedless:1M".parse().unwrap(), &filters, &options).unwrap()
+        };
+        for filters in [&[][..], &["throttle,iops=9"], &["stripe,with=heedless:1M"]] {
+            assert!(open(filters, false, None).capabilities().contains(Capabilities::WRITE));
+            let read_only = open(filters, true, None);
+            assert!(!read_only.capabilities().intersects(Capabilities::WRITE | Capabilities::DISCARD));
+            assert_eq!(read_only.geometry().discard_granularity, 0);
+            for block_size in [512, 1024, 4096] {
+                let asked = open(filters, false, Some(block_size));
+                assert_eq!(asked.geometry().logical_block_size, block_size, "{filters:?}");
+            }
+        }
     }
 }

@@ -55,14 +55,16 @@ pub fn check(path: &Path, table: &SpecTable) -> Result<Config> {
         for filter in &disk.filters {
             table.check_filter(filter).map_err(|error| at_line(&error))?;
         }
-        let Some(place) = Place::of(&disk.spec, table) else { continue };
-        // Many may read what nobody writes.
-        if let Some((other, read_only)) = places.insert(place, (line, disk.read_only))
-            && !(read_only && disk.read_only)
-        {
-            let why = format!("{} is the same file as that of line {other}", disk.spec);
-            return Err(Error::invalid(format!("{name}, line {line}"), why)
-                .cure("give each a file of its own, or make all of them read-only"));
+        for place in Place::all_of(disk, table) {
+            // Many may read what nobody writes.
+            if let Some((other, read_only)) = places.insert(place, (line, disk.read_only))
+                && !(read_only && disk.read_only)
+            {
+                let spec = with_filters(&disk.spec, &disk.filters);
+                let why = format!("{spec} has the same file as that of line {other}");
+                return Err(Error::invalid(format!("{name}, line {line}"), why)
+                    .cure("give each a file of its own, or make all of them read-only"));
+            }
         }
     }
     Ok(config)
@@ -261,11 +263,10 @@ impl Wanted {
         let mut added = BTreeMap::new();
         for place in changes.start {
             let at = &wanted[place];
-            let file = Place::of(&at.part.disk().spec, &self.table);
-            let has_file =
-                |other: &Part| file.is_some() && Place::of(&other.disk().spec, &self.table) == file;
+            let files = Place::all_of(at.part.disk(), &self.table);
+            let has_one = |other: &Part| !Place::all_of(other.disk(), &self.table).is_disjoint(&files);
             let after: Vec<Key> =
-                going.iter().filter(|(_, other)| has_file(other)).map(|(key, _)| *key).collect();
+                going.iter().filter(|(_, other)| has_one(other)).map(|(key, _)| *key).collect();
             let opens_later = !after.is_empty();
             let key = self.next + start.len() as Key;
             start.push(self.job(at, key, after, opens_later)?);
@@ -360,6 +361,26 @@ mod tests {
         drop(plan);
         let plan = (change.start.into_iter().next().unwrap().open)().unwrap();
         assert!(matches!(plan.engines, Engines::Ublk(options) if options.depth == 8), "{plan:?}");
+    }
+
+    #[test]
+    fn the_files_of_a_stripe_are_the_disks_too() {
+        let mut scene = Scene::new();
+        let (a, b) = (scene.image("a.img"), scene.image("b.img"));
+        let stripe = |spec: &str, more: &str| {
+            device(spec, &format!("filters = [\"stripe,with=ram:1M;file:{b}\"]\n{more}"))
+        };
+        let striped = stripe(&format!("file:{a}"), "");
+        let first = scene.reload(&striped, &[]).unwrap();
+        let plan = (first.start.into_iter().next().unwrap().open)().unwrap();
+        // The first one holds the locks of both, and only a member is the same.
+        let change = scene.reload(&stripe("ram:1M", "depth = 8"), &[0]).unwrap();
+        assert_eq!((&change.stop[..], &change.start[0].after[..]), (&[0][..], &[0][..]));
+        drop(plan);
+        assert!((change.start.into_iter().next().unwrap().open)().is_ok());
+        let both = format!("{striped}{}", device(&format!("file:{b}"), ""));
+        let error = scene.reload(&both, &[]).err().unwrap().to_string();
+        assert!(error.contains("line 5") && error.contains("same file as that of line 1"), "{error}");
     }
 
     #[test]

@@ -166,6 +166,9 @@ const STACKS: &[(&str, Build)] = &[
     ("blocksize, memory aligned", || {
         Arc::new(Blocksize::new(Strict::new(256 << 10, 4096, 4096), 512).unwrap())
     }),
+    ("blocksize, memory aligned beyond its blocks", || {
+        Arc::new(Blocksize::new(Strict::new(256 << 10, 512, 4096), 128).unwrap())
+    }),
     ("blocksize of single bytes", || Arc::new(Blocksize::new(Strict::new(64 << 10, 512, 512), 1).unwrap())),
     ("blocksize, large blocks", || {
         Arc::new(Blocksize::new(Strict::new(1 << 20, 64 << 10, 512), 512).unwrap())
@@ -260,6 +263,8 @@ fn what_a_filter_cannot_keep_it_takes_away() {
     assert_eq!(Backend::geometry(&odd).size, 1 << 20);
     assert!(Backend::notes(&odd)[0].contains("the last 1536 bytes"));
     assert!(Blocksize::new(Strict::new(1536, 4096, 1), 512).is_err());
+    // Nor can it count in blocks that are no power of two.
+    assert!(Blocksize::new(Strict::new(1536 << 10, 1536, 1), 512).is_err());
     assert!(Blocksize::new(full(), 1000).is_err());
 }
 
@@ -529,6 +534,16 @@ fn an_odd_sized_file_is_shown_whole_to_whoever_counts_in_bytes() {
     let found = std::fs::read(&path).unwrap();
     let differs = found.iter().zip(&expected).position(|(found, expected)| found != expected);
     assert_eq!((found.len(), differs), (100_001, None));
+}
+
+#[test]
+fn what_asks_for_torn_writes_strikes_nothing_else() {
+    let stack = open("ram:1M", &["fault,torn=yes"], OpenOptions::default()).unwrap();
+    let mut disk = Disk::open(stack, 1, 4);
+    assert_eq!(disk.call(Request::write(0, pattern(4096, 3))).0, Err(Errno::EIO));
+    assert_eq!(disk.call(Request::new(Op::Read, 0, 512)).0, Ok(()));
+    assert_eq!(disk.call(Request::new(Op::Flush, 0, 0)).0, Ok(()));
+    disk.close();
 }
 
 #[test]

@@ -65,13 +65,14 @@ impl Default for Options {
 /// A disk in a file.
 #[derive(Debug)]
 pub struct File {
+    /// What `size=` made, until the disk is there for everybody. Before the file, so that it is removed
+    /// while it is still locked: later it may be somebody else's disk.
+    created: Mutex<Option<Created>>,
     file: StdFile,
     path: PathBuf,
     geometry: Geometry,
     capabilities: Capabilities,
     notes: Vec<String>,
-    /// What `size=` made, until the disk is there for everybody.
-    created: Mutex<Option<Created>>,
 }
 
 impl File {

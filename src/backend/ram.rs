@@ -9,7 +9,17 @@ use crate::error::{Error, Result};
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::memory::{HugePages, Mapping};
+use crate::port::ring::Ring;
 use crate::port::system::page_size;
+
+/// What is zeroed or given back in one piece; several of the largest pages, so that none is split.
+const PIECE: u64 = 4 << 20;
+
+/// After so many nanoseconds of that the queue's other requests get their turn.
+const TURN: u64 = 1_000_000;
+
+/// For so long, in nanoseconds: a timer that is over already would not wait for a turn.
+const PAUSE: u64 = 20_000;
 
 /// A disk in memory.
 #[derive(Debug)]
@@ -22,6 +32,7 @@ pub struct Ram {
 #[derive(Debug)]
 pub struct RamQueue {
     contents: Arc<Contents>,
+    ring: Ring,
 }
 
 impl Ram {
@@ -66,8 +77,8 @@ impl Backend for Ram {
             | Capabilities::WRITE_ZEROES
     }
 
-    fn open_queue(&self, _context: &QueueContext<'_>) -> Result<RamQueue> {
-        Ok(RamQueue { contents: self.contents.clone() })
+    fn open_queue(&self, context: &QueueContext<'_>) -> Result<RamQueue> {
+        Ok(RamQueue { contents: self.contents.clone(), ring: context.ring.clone() })
     }
 
     fn memory_used(&self) -> Option<u64> {
@@ -82,12 +93,35 @@ impl Backend for Ram {
 impl Queue for RamQueue {
     #[inline]
     fn serve_now(&self, io: &Io, payload: &mut Payload<'_>) -> Option<IoResult> {
-        Some(self.contents.serve(io, payload))
+        if is_long(io) { None } else { Some(self.contents.serve(io, payload)) }
     }
 
     async fn serve(&self, io: Io, mut payload: Payload<'_>) -> IoResult {
-        self.contents.serve(&io, &mut payload)
+        if !is_long(&io) {
+            return self.contents.serve(&io, &mut payload);
+        }
+        self.contents.range(io.offset, io.len)?;
+        let end = io.offset + io.len;
+        let mut start = io.offset;
+        let mut since = self.ring.now();
+        while start < end {
+            let next = end.min((start / PIECE + 1) * PIECE);
+            self.contents.serve(&Io { offset: start, len: next - start, ..io }, &mut payload)?;
+            start = next;
+            if start < end && self.ring.now().saturating_sub(since) >= TURN {
+                self.ring.sleep_until(&payload, self.ring.now() + PAUSE).await?;
+                since = self.ring.now();
+            }
+        }
+        Ok(())
     }
+}
+
+/// Whether a request may take longer than the others of its queue should wait. A read or a write is
+/// no longer than a slot's buffer, a range without bytes up to 4 GiB.
+#[inline]
+fn is_long(io: &Io) -> bool {
+    matches!(io.op, Op::Discard | Op::WriteZeroes) && io.len > PIECE
 }
 
 #[derive(Debug)]

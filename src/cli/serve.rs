@@ -51,8 +51,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_connections: u16,
 
-    /// Logical block size in bytes: a power of two from 512 up to the page size. Without it the
-    /// backend chooses.
+    /// Logical block size in bytes: a power of two from 512 up to the page size. Without it clients
+    /// address single bytes, whatever blocks the disk has.
     #[arg(long, value_name = "SIZE")]
     block_size: Option<String>,
 

@@ -35,6 +35,11 @@ impl<B: Backend> Blocksize<B> {
         if !unit.is_power_of_two() {
             return Err(Error::invalid(what(), "it is no power of two").cure("give 512, 1024, 2048 or 4096"));
         }
+        let block = below.geometry().logical_block_size;
+        if !block.is_power_of_two() {
+            let why = format!("its own have {block}, which is no power of two");
+            return Err(Error::invalid(what(), why).cure("give the disk below blocks of 512 or 4096 bytes"));
+        }
         let filter = Blocksize { below, unit, lock: Arc::default() };
         let size = filter.below.geometry().size;
         if filter.geometry().size == 0 {
@@ -284,13 +289,18 @@ impl<Q: Queue> BlocksizeQueue<Q> {
         let mut loan = finer.bounce.lend(io.slot)?;
         let head = step.start != step.first;
         let tail = step.end != step.last && (len > block || !head);
-        for (needed, offset) in [(head, 0), (tail, len - block)] {
+        // The last block first: it is read to where memory is aligned for any disk, and moved from there.
+        for (needed, offset) in [(tail, len - block), (head, 0)] {
             if needed {
                 let mut bounced = loan.payload(len)?;
                 let offset_below = step.first + offset as u64;
                 let read =
                     Io { op: Op::Read, flags: Flags::empty(), offset: offset_below, len: finer.block, ..*io };
-                self.below.serve(read, bounced.part(offset..offset + block)?).await?;
+                let place = if offset & finer.memory_mask == 0 { offset } else { 0 };
+                self.below.serve(read, bounced.part(place..place + block)?).await?;
+                if place != offset {
+                    bounced.bytes_mut()?.copy_within(place..place + block, offset);
+                }
             }
         }
         let mut bounced = loan.payload(len)?;

@@ -89,7 +89,8 @@ fn stop(registry: &Registry, entry: &Entry, request: Request, deadline: Deadline
         }
         Err(_) if was_taken_away(registry, entry) => return Ok("stopped"),
         Err(error) => match request {
-            Request::Stop { force: true } if serves_others(registry, entry) => {
+            // The exports of an `up` have no entries, and a kill would take them along too.
+            Request::Stop { force: true } if entry.config.is_some() || serves_others(registry, entry) => {
                 return Err(hung(what, entry, &error));
             }
             Request::Stop { force: true } | Request::End { force: true } => {
@@ -123,7 +124,9 @@ fn stop(registry: &Registry, entry: &Entry, request: Request, deadline: Deadline
 /// else has taken it away.
 fn was_taken_away(registry: &Registry, entry: &Entry) -> bool {
     entry.config.is_some()
-        && registry.read(entry.id).is_none_or(|now| !now.is_same(entry) || now.started != entry.started)
+        && registry
+            .read(entry.id)
+            .is_none_or(|now| !now.is_same_device(entry) || now.started != entry.started)
         && !(devices::exists(entry.id) && entry.owns_device())
 }
 
@@ -202,4 +205,37 @@ pub fn detach_all(registry: &Registry, force: bool) -> Vec<Result<Detached>> {
         .into_iter()
         .map(|thread| thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(|| Err(lost())))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use super::*;
+    use crate::port::process;
+
+    /// An `up` can have exports besides its one device.
+    #[test]
+    fn a_forced_detach_from_a_hung_up_kills_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::at(folder.path().join("run"));
+        registry.create().unwrap();
+        let mut server = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = server.id() as i32;
+        let pid_start = process::stat(pid).unwrap().start;
+        // Above what any test machine has.
+        let entry = Entry { pid, pid_start, ..Entry::new(999_800, "ram:1G") };
+        // Nobody ever accepts.
+        let _socket = UnixListener::bind(registry.socket(entry.id)).unwrap();
+        registry.write(&Entry { config: Some("/etc/up.toml".into()), ..entry.clone() }).unwrap();
+        let error = detach(&registry, entry.id, true).unwrap_err();
+        assert_eq!(error.kind(), Kind::Deadline);
+        assert!(error.to_string().contains("blockhaus down --force /etc/up.toml"), "{error}");
+        assert!(server.try_wait().unwrap().is_none(), "it was killed");
+        // A server of one device is.
+        registry.write(&entry).unwrap();
+        assert_eq!(detach(&registry, entry.id, true).unwrap().how, "killed");
+        assert!(!server.wait().unwrap().success());
+    }
 }

@@ -83,7 +83,11 @@ impl Around {
             Error::system(format!("cannot make the control socket {}", path.display()), error)
                 .cure(format!("set {} to a folder with a short path", crate::registry::FOLDER_VARIABLE))
         })?;
-        self.registry.write(&entry)?;
+        if let Err(error) = self.registry.write(&entry) {
+            // Without an entry nobody would ever look for it. That error says more than this one would.
+            let _ = socket::remove_if_there(&path);
+            return Err(error);
+        }
         Ok((entry, listener))
     }
 }
@@ -305,7 +309,8 @@ impl Served {
                     teller.tell(Event::Of(key, What::Stopped(stopped)));
                 };
                 if let Err(error) = thread::spawn("stop".into(), body) {
-                    // The device went with the closure; its drop leaves things to `gc`.
+                    // The device went with the closure, and its drop has taken it down, by force, on
+                    // this thread; what it could not remove is for `gc`.
                     let gone = Stopped::Gone(Err(no_thread(error)));
                     around.tell(Event::Of(key, What::Stopped(gone)));
                 }
@@ -334,7 +339,7 @@ impl Served {
     /// failure stays for those who knew the disk. Returns how it ended.
     pub(super) fn gone(&mut self, result: Result<()>, keep_log: bool, around: &Around) -> Result<()> {
         let result = self.failure.take().map_or(result, Err);
-        // A device that could not be removed stays known, so that `gc` finds it.
+        // A device that is still there could not be removed, and stays known, so that `gc` finds it.
         if let Some(entry) = self.entry.take()
             && (!devices::exists(entry.id) || !entry.owns_device())
             && let Err(error) = around.registry.remove(&entry, keep_log && result.is_err())

@@ -29,7 +29,8 @@ pub(super) enum Stopped {
 }
 
 /// Takes the device away unless it is in use; with `force`, which may be set meanwhile, also then.
-/// One that `must_go` is given up where the kernel refuses: `gc` does the rest.
+/// One that `must_go` is dropped where the kernel refuses, which tries once more, whoever has it open;
+/// what is left even then is for `gc`.
 pub(super) fn stop(device: Box<dyn Disk>, force: &AtomicBool, must_go: bool) -> Stopped {
     let node = device.node();
     let stopped = match attempt(device, force) {

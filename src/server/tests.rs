@@ -356,6 +356,18 @@ fn at_the_start_it_is_all_or_none() {
 }
 
 #[test]
+fn a_device_that_cannot_be_announced_leaves_no_socket_behind() {
+    let mut scene = Scene::new(&["a"]);
+    // No file can take its place.
+    let entry = scene.registry.folder().join(format!("{FIRST_ID}.json"));
+    std::fs::create_dir(&entry).unwrap();
+    assert!(scene.until(|_| false));
+    let error = scene.server.error.unwrap().to_string();
+    assert!(error.contains(entry.to_str().unwrap()), "{error}");
+    assert!(!scene.registry.socket(FIRST_ID).exists());
+}
+
+#[test]
 fn a_reload_stops_and_starts_and_leaves_the_rest() {
     let mut scene = Scene::up(&["a", "b", "c"]);
     scene.reload(Ok(Change { stop: vec![1], start: vec![job(5, "new b", &[1]), job(6, "d", &[])] }));

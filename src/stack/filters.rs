@@ -123,7 +123,7 @@ fn fault() -> FilterType {
             Key {
                 name: "op",
                 values: "any|read|write|flush|discard|write-zeroes",
-                about: "Only these (any).",
+                about: "Only these (any; write with torn=yes).",
             },
             Key {
                 name: "offset",
@@ -162,7 +162,8 @@ fn fault() -> FilterType {
                 (None, None) => When::Always,
             };
             let rule = Rule {
-                op: spec.choice("op", ops)?.flatten(),
+                // Nothing else can be torn, and who asks for that has not asked for failing reads.
+                op: spec.choice("op", ops)?.unwrap_or(torn.then_some(Op::Write)),
                 start,
                 end: spec.size("length")?.map_or(u64::MAX, |length| start.saturating_add(length)),
                 when,

@@ -1,6 +1,8 @@
 //! Opening a file as a disk: what it is, how it is opened, who else has it, what it can do.
 
 use std::fs::{File as StdFile, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -11,8 +13,11 @@ use crate::io::{Capabilities, Errno, Geometry, SegmentLimits};
 use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::file::{self, DirectAlignment, FileKind, How};
 
-/// How long the lock of a block device is waited for.
+/// How long the lock of a block device is waited for: udev holds it for as long as it looks at one.
 const UDEV_LOCK: Duration = Duration::from_secs(2);
+/// And that of a file: of a server that was killed, the kernel closes the files of its rings when the
+/// process has long ended.
+const KILLED_LOCK: Duration = Duration::from_millis(500);
 /// Pause between two tries.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -28,7 +33,7 @@ struct Opened {
 pub(super) fn open(options: &Options) -> Result<File> {
     let path = options.path.as_path();
     let mut notes = Vec::new();
-    let created = create_if_asked(options)?;
+    let unlocked = create_if_asked(options)?;
     let metadata = file::metadata(path).map_err(|error| {
         let error = failed(path, error);
         match error.kind() {
@@ -39,17 +44,37 @@ pub(super) fn open(options: &Options) -> Result<File> {
         }
     })?;
     let kind = check_kind(path, &metadata)?;
-    let Opened { file, direct } = open_locked(options, kind, &mut notes)?;
-    let file_size = settle_size(&file, options, kind, created.is_some(), &mut notes)?;
+    let opened = open_locked(options, kind, &mut notes);
+    let Opened { file, direct } = match opened {
+        Err(error) if error.kind() == Kind::Busy => {
+            // Somebody else has made a disk of the file that we made.
+            if let Some(created) = unlocked {
+                created.keep();
+            }
+            return Err(error);
+        }
+        opened => opened?,
+    };
+    // Behind the file, so that after a failure it is removed while the file is still locked.
+    let mut created = unlocked;
+    if file::size(&file).is_ok_and(|size| size != 0)
+        && let Some(created) = created.take()
+    {
+        // Somebody had a disk in it before the lock was ours.
+        created.keep();
+    }
+    let file_size = settle_size(&file, options, kind, created.as_ref(), &mut notes)?;
     // Where direct I/O was insisted on, its blocks may be larger than those that were asked for.
-    let needed = direct.map_or(options.unit, |needed| needed.offset.max(512));
+    let mut needed = direct.map_or(options.unit, |needed| needed.offset.max(512));
+    let mut physical = 4096;
+    if kind == FileKind::BlockDevice {
+        // The page cache reads and writes any bytes of one; a discard and write-zeroes it hands down.
+        let (logical, its_physical) = file::block_sizes(&file).map_err(|error| failed(path, error))?;
+        (needed, physical) = (needed.max(logical), its_physical);
+    }
     let logical_block_size = options.block_size.map_or(needed, |wanted| wanted.max(needed));
     let size = whole_blocks(path, file_size, logical_block_size)?;
 
-    let physical = match kind {
-        FileKind::BlockDevice => file::block_sizes(&file).map_err(|error| failed(path, error))?.1,
-        _ => 4096,
-    };
     let discard_granularity = match discard_granularity(&file, &metadata, kind, file_size) {
         Some(granularity) if !options.read_only => granularity.max(logical_block_size),
         _ => 0,
@@ -62,7 +87,9 @@ pub(super) fn open(options: &Options) -> Result<File> {
             | Capabilities::FUA
             | Capabilities::WRITE_ZEROES;
         match discard_granularity {
-            0 => notes.push("file: no discard, since no holes can be punched there".into()),
+            0 => {
+                notes.push("file: no discard, since nothing there can be discarded and read as zeros".into())
+            }
             _ => capabilities |= Capabilities::DISCARD | Capabilities::DISCARD_ZEROES,
         }
     }
@@ -113,7 +140,8 @@ fn failed(path: &Path, error: impl Into<std::io::Error>) -> Error {
     }
 }
 
-/// With `size=` a file that is not there is made. The guard removes it again unless it is kept.
+/// With `size=` a file that is not there is made, empty until it is locked. The guard removes it again
+/// unless it is kept.
 fn create_if_asked(options: &Options) -> Result<Option<Created>> {
     let path = options.path.as_path();
     let Some(size) = options.size else { return Ok(None) };
@@ -124,13 +152,12 @@ fn create_if_asked(options: &Options) -> Result<Option<Created>> {
         return Ok(None);
     }
     let how = How { write: true, create: true, ..How::default() };
-    let file = file::open(path, how).map_err(|error| failed(path, error))?;
-    let created = Created::new(path);
-    file.set_len(size).map_err(|error| {
-        Error::system(format!("cannot make {} {size} bytes large", path.display()), error)
-            .cure("give a smaller size, or a file system that takes files that large")
-    })?;
-    Ok(Some(created))
+    match file::open(path, how) {
+        Ok(_) => Ok(Some(Created::new(path))),
+        // Somebody else was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+        Err(error) => Err(failed(path, error)),
+    }
 }
 
 fn check_kind(path: &Path, metadata: &Metadata) -> Result<FileKind> {
@@ -231,21 +258,25 @@ fn open_failed(options: &Options, kind: FileKind, error: std::io::Error) -> Erro
 fn lock(file: &StdFile, options: &Options, kind: FileKind) -> Result<()> {
     let path = options.path.as_path();
     let attempt = || file::try_lock(file, !options.read_only);
+    let until = Deadline::after(if kind == FileKind::BlockDevice { UDEV_LOCK } else { KILLED_LOCK });
     let mut locked = attempt();
-    if kind == FileKind::BlockDevice {
-        // udev locks a block device for as long as it looks at it.
-        let until = Deadline::after(UDEV_LOCK);
-        while matches!(locked, Ok(false)) && !until.passed() {
-            sleep(RETRY);
-            locked = attempt();
-        }
+    while matches!(locked, Ok(false)) && !until.passed() {
+        sleep(RETRY);
+        locked = attempt();
     }
     match locked {
+        Ok(true) if kind == FileKind::Regular && !leads_to(path, file) => {
+            // Whoever made it had a disk that never came to be.
+            Err(Error::new(Kind::Busy, what(path), "it was removed or replaced while it was opened")
+                .cure("try again"))
+        }
         Ok(true) => Ok(()),
         Ok(false) => {
             let why = match options.read_only {
-                true => "another process has it locked to write to it",
-                false => "another process has it locked, attached already perhaps",
+                true => "somebody has it locked to write to it: another process, or another disk of this one",
+                false => {
+                    "it is locked: another process has it attached, or another disk of this one lies on it"
+                }
             };
             Err(Error::new(Kind::Busy, what(path), why)
                 .cure("see `blockhaus list` and detach it there, or attach both with --read-only"))
@@ -254,12 +285,20 @@ fn lock(file: &StdFile, options: &Options, kind: FileKind) -> Result<()> {
     }
 }
 
+/// Whether what the path names is this file.
+fn leads_to(path: &Path, file: &StdFile) -> bool {
+    match (file::metadata(path), file.metadata()) {
+        (Ok(named), Ok(opened)) => (named.dev(), named.ino()) == (opened.dev(), opened.ino()),
+        _ => false,
+    }
+}
+
 /// The disk's size, after `size=` made the file larger if it had to.
 fn settle_size(
     file: &StdFile,
     options: &Options,
     kind: FileKind,
-    created: bool,
+    created: Option<&Created>,
     notes: &mut Vec<String>,
 ) -> Result<u64> {
     let path = options.path.as_path();
@@ -280,16 +319,22 @@ fn settle_size(
         Some(wanted) if wanted > size => {
             file.set_len(wanted).map_err(|error| {
                 Error::system(format!("cannot make {} {wanted} bytes large", path.display()), error)
+                    .cure("give a smaller size, or a file system that takes files that large")
             })?;
-            notes.push(format!("file: made larger, from {size} to {wanted} bytes"));
+            match created {
+                None => notes.push(format!("file: made larger, from {size} to {wanted} bytes")),
+                Some(created) => {
+                    notes.push(format!("file: created {}, {wanted} bytes, sparse", path.display()));
+                    if let Err(error) = created.sync_name() {
+                        notes.push(format!(
+                            "file: its folder cannot be synced, and a crash can lose it: {error}"
+                        ));
+                    }
+                }
+            }
             Ok(wanted)
         }
-        _ => {
-            if created {
-                notes.push(format!("file: created {}, {size} bytes, sparse", path.display()));
-            }
-            Ok(size)
-        }
+        _ => Ok(size),
     }
 }
 
@@ -313,12 +358,53 @@ fn whole_blocks(path: &Path, size: u64, block_size: u32) -> Result<u64> {
 /// hole is punched behind it to see whether that works.
 fn discard_granularity(file: &StdFile, metadata: &Metadata, kind: FileKind, file_size: u64) -> Option<u32> {
     match kind {
-        FileKind::BlockDevice => {
-            let longest = file::queue_limit(metadata, "discard_max_bytes").unwrap_or(0);
-            let unit =
-                file::queue_limit(metadata, "discard_granularity").and_then(|unit| u32::try_from(unit).ok());
-            unit.filter(|_| longest > 0)
-        }
+        FileKind::BlockDevice => discard_unit(|limit| file::queue_limit(metadata, limit)),
         _ => file::can_punch_holes(file, file_size).then_some(4096),
+    }
+}
+
+/// The same of a block device, by its queue's limits. To punch a hole is to have the device write zeros,
+/// and unmap what it can: one that only discards refuses it.
+fn discard_unit(limit: impl Fn(&str) -> Option<u64>) -> Option<u32> {
+    let can = |most: &str| limit(most).is_some_and(|bytes| bytes > 0);
+    let unit = limit("discard_granularity").and_then(|unit| u32::try_from(unit).ok());
+    unit.filter(|_| can("discard_max_bytes") && can("write_zeroes_max_bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_goes_in_a_moment_is_waited_for() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        image.as_file().lock().unwrap();
+        let options = Options { path: image.path().into(), ..Options::default() };
+        let error = open(&options).unwrap_err();
+        assert!(error.kind() == Kind::Busy && error.to_string().contains("of this one"), "{error}");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                sleep(KILLED_LOCK / 5);
+                image.as_file().unlock().unwrap();
+            });
+            open(&options).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_block_device_that_only_discards_is_not_asked_to() {
+        let unit = |discard: u64, zeroes: u64| {
+            discard_unit(|limit| match limit {
+                "discard_granularity" => Some(4096),
+                "discard_max_bytes" => Some(discard),
+                "write_zeroes_max_bytes" => Some(zeroes),
+                _ => None,
+            })
+        };
+        assert_eq!(unit(1 << 30, 1 << 30), Some(4096));
+        assert_eq!(unit(1 << 30, 0), None);
+        assert_eq!(unit(0, 1 << 30), None);
+        assert_eq!(discard_unit(|_| None), None);
     }
 }

@@ -141,8 +141,8 @@ fn statx_alignment(file: &File) -> io::Result<Option<(u32, u32)>> {
     Ok(told.then(|| (word(STX_DIO_MEM_ALIGN_OFFSET), word(STX_DIO_OFFSET_ALIGN_OFFSET))))
 }
 
-/// Whether holes can be punched: tried behind the end of the file, where it changes nothing. A
-/// block device is not asked: punching there zeros, whatever the hardware can do.
+/// Whether holes can be punched: tried behind the end of the file, where it changes nothing. On a
+/// block device there is nothing behind the end, and its queue's limits say what it can do.
 pub fn can_punch_holes(file: &File, end: u64) -> bool {
     fallocate_at(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, end)
 }
