@@ -2,8 +2,9 @@
 //! ours beside the peers' from one run.
 //!
 //! plan (what to measure, the guest's script) → peer (rublk, kublk) → results (its
-//! lines) → report (table, JSON, verdict); nbd, by the clock, apart from these
+//! lines) → report (table, JSON, verdict); nbd, by the clock, and map, by the symbol, apart from these
 
+mod map;
 mod nbd;
 mod peer;
 mod plan;
@@ -40,6 +41,9 @@ pub struct Args {
     /// Only these devices
     #[arg(long, value_name = "NAME,…", value_enum, value_delimiter = ',')]
     only: Vec<Device>,
+    /// Print instead where the instructions go under this load, by symbol: `4k-randread-qd64` or another column
+    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["quick", "json", "nbd", "assert_rublk", "assert_kublk"])]
+    map: Option<String>,
     /// Measure NBD instead, by the clock and on this machine: ours beside nbdkit
     #[arg(long, conflicts_with_all = ["quick", "only", "json", "assert_rublk", "assert_kublk"])]
     nbd: bool,
@@ -71,6 +75,9 @@ impl Args {
 pub fn main(args: &Args) -> Result<ExitCode> {
     if args.nbd {
         return nbd::main(args.runs, args.seconds, args.assert_nbdkit);
+    }
+    if let Some(column) = &args.map {
+        return map::main(&args.kernel, column, &args.only).map(|()| ExitCode::SUCCESS);
     }
     let plan = Plan::new(args.quick, args.runs, &args.only);
     for (peer, _) in args.bars() {

@@ -56,6 +56,16 @@ pub fn static_binary(package: &str, target: Target<'_>) -> Result<PathBuf> {
 
 /// [`static_binary`] with more words for cargo, such as `--features`.
 pub fn static_binary_with(package: &str, target: Target<'_>, more: &[&str]) -> Result<PathBuf> {
+    build(package, target, more, "target/guest", "-C target-feature=+crt-static")
+}
+
+/// [`static_binary`] that runs at the addresses its symbols have.
+pub fn binary_in_place(package: &str, target: Target<'_>) -> Result<PathBuf> {
+    let flags = "-C target-feature=+crt-static -C relocation-model=static";
+    build(package, target, &[], "target/guest-in-place", flags)
+}
+
+fn build(package: &str, target: Target<'_>, more: &[&str], folder: &str, flags: &str) -> Result<PathBuf> {
     let triple = host_triple()?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
@@ -64,8 +74,8 @@ pub fn static_binary_with(package: &str, target: Target<'_>, more: &[&str]) -> R
         .args(["--message-format", "json-render-diagnostics"])
         .args(more)
         .current_dir(paths::workspace())
-        .env("CARGO_TARGET_DIR", paths::workspace().join("target/guest"))
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_TARGET_DIR", paths::workspace().join(folder))
+        .env("RUSTFLAGS", flags)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());

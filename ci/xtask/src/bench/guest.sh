@@ -1,4 +1,4 @@
-# Runs in the guest, after lines that set: devices columns runs count_4k count_qd1 count_128k.
+# Runs in the guest, after lines that set: devices columns runs count_4k count_qd1 count_128k map.
 # Says on stdout, in lines of their own:
 #   @version NAME TEXT      what took part
 #   @cell DEVICE COLUMN IOS MILLISECONDS
@@ -87,8 +87,8 @@ kublk() {
     undo="/payload/kublk del -n 9"
 }
 
-# $1 is the device's name, $2 the column's.
-measure() {
+# Puts the load of column $2 on device $1: $3 I/Os, or the usual number.
+load() {
     count=$count_4k
     case $2 in
         4k-randread-qd64) load="--rw=randread --bs=4k --iodepth=64" ;;
@@ -97,6 +97,7 @@ measure() {
         128k-read-qd16) load="--rw=read --bs=128k --iodepth=16" count=$count_128k ;;
         128k-write-qd16) load="--rw=write --bs=128k --iodepth=16" count=$count_128k ;;
     esac
+    count=${3:-$count}
     size=4g
     case $1 in *-file*) size=256m ;; esac
     # Larger than the device means round again.
@@ -105,10 +106,32 @@ measure() {
     fio --name=bench --filename="$disk" --direct=1 --ioengine=io_uring --norandommap --randrepeat=1 \
         $load --number_ios="$count" --size=$size --io_size="$bytes" --output-format=json \
         >/tmp/fio.json 2>"$log" || fail "fio failed on $1, $2"
+}
+measure() {
+    load "$1" "$2"
     jq -r --arg cell "$1 $2" \
         '.jobs[0] | (.read, .write) | select(.total_ios > 0) | "@cell \($cell) \(.total_ios) \(.runtime)"' \
         /tmp/fio.json || fail "fio's JSON has no result for $1, $2"
 }
+# Counts by address, for few I/Os and for many: what is above the one belongs to the I/Os.
+map() {
+    for count in $map; do
+        /payload/mark 0
+        load "$1" "$2" "$count"
+        /payload/mark 1
+        echo "@dump $1 $2 $count"
+    done
+}
+what=measure
+if [ -n "$map" ]; then
+    what=map
+    # Modules that come with the first device are in it as well.
+    for device in $devices; do
+        start "$device"
+        $undo >"$log" 2>&1
+    done
+    awk '$2 ~ /[tTwW]/ { print "@symbol", $1, $3 ($4 ? " " $4 : "") }' /proc/kallsyms
+fi
 
 run=0
 while [ $run -lt "$runs" ]; do
@@ -116,7 +139,7 @@ while [ $run -lt "$runs" ]; do
     for device in $devices; do
         start "$device"
         for column in $columns; do
-            measure "$device" "$column"
+            $what "$device" "$column"
         done
         $undo >"$log" 2>&1 || fail "$device: \`$undo\` failed"
     done

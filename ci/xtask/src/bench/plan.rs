@@ -68,6 +68,10 @@ pub struct Plan {
     pub runs: u32,
     /// I/Os of one cell: 4k at depth 64, 4k at depth 1, 128k.
     pub counts: [u32; 3],
+    /// The loads.
+    pub columns: Vec<&'static str>,
+    /// Where the instructions go is wanted: by the difference between so few I/Os and so many.
+    pub map: Option<[u32; 2]>,
 }
 
 impl Plan {
@@ -79,6 +83,8 @@ impl Plan {
             devices: all.filter(|device| only.is_empty() || only.contains(device)).collect(),
             runs: if quick { 1 } else { runs },
             counts: if quick { [10_000, 6_000, 2_500] } else { [40_000, 25_000, 10_000] },
+            columns: COLUMNS.to_vec(),
+            map: None,
         }
     }
 
@@ -104,10 +110,11 @@ impl Plan {
         let [count_4k, count_qd1, count_128k] = self.counts;
         format!(
             "devices='{}'\ncolumns='{}'\nruns={}\n\
-             count_4k={count_4k} count_qd1={count_qd1} count_128k={count_128k}\n{GUEST}",
+             count_4k={count_4k} count_qd1={count_qd1} count_128k={count_128k}\nmap='{}'\n{GUEST}",
             names.join(" "),
-            COLUMNS.join(" "),
+            self.columns.join(" "),
             self.runs,
+            self.map.map_or(String::new(), |counts| counts.map(|count| count.to_string()).join(" ")),
         )
     }
 }

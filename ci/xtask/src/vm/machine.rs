@@ -38,6 +38,9 @@ pub struct Machine {
     pub cpus: u32,
     /// Count instructions: the guest's clock advances 1 ns for each.
     pub icount: bool,
+    /// A plug-in of QEMU's, as `-plugin` takes it; code is then where its symbols say, also in the guest's
+    /// programs.
+    pub plugin: Option<String>,
     /// Files that the guest finds in `/payload`.
     pub payload: Vec<Payload>,
     /// Raw disk images that the guest may change; they are `/dev/drive0` and so on.
@@ -53,6 +56,7 @@ impl Default for Machine {
             memory_mib: 3072,
             cpus: 2,
             icount: false,
+            plugin: None,
             payload: Vec::new(),
             drives: Vec::new(),
             timeout: Some(DEFAULT_TIMEOUT),
@@ -157,6 +161,7 @@ impl Machine {
         }
         let setup = Setup {
             accelerator,
+            plugin: self.plugin.as_deref(),
             memory_mib: self.memory_mib,
             cpus: self.cpus,
             vmlinuz: kernel.vmlinuz(),

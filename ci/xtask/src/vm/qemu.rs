@@ -32,6 +32,8 @@ pub enum Terminal {
 pub struct Setup<'a> {
     /// See [`Accelerator`].
     pub accelerator: Accelerator,
+    /// See [`Machine`](super::Machine).
+    pub plugin: Option<&'a str>,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Virtual CPUs.
@@ -60,7 +62,13 @@ impl Setup<'_> {
         qemu.args(["-machine", "pc", "-m", &self.memory_mib.to_string()]);
         qemu.args(self.accelerator.args(self.cpus));
         qemu.arg("-kernel").arg(&self.vmlinuz).arg("-initrd").arg(self.initrd);
-        qemu.args(["-append", COMMAND_LINE]);
+        match self.plugin {
+            None => qemu.args(["-append", COMMAND_LINE]),
+            Some(plugin) => {
+                let append = format!("{COMMAND_LINE} nokaslr norandmaps");
+                qemu.args(["-append", &append, "-plugin", plugin])
+            }
+        };
         qemu.args(["-chardev", &format!("file,id=log,path={}", option(self.console))]);
         qemu.args(["-serial", "chardev:log"]);
         qemu.args(["-device", "virtio-serial-pci"]);
@@ -136,6 +144,7 @@ mod tests {
         let drives = [PathBuf::from("/no,where")];
         let setup = Setup {
             accelerator: Accelerator::CountedTcg,
+            plugin: None,
             memory_mib: 512,
             cpus: 4,
             vmlinuz: "/k".into(),
