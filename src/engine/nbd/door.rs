@@ -162,10 +162,11 @@ fn visit(visitors: &mut Vec<Visitor>, listing: &Listing) -> bool {
     moved
 }
 
-/// To the queue with the fewest connections. If the export has gone meanwhile, the guest goes with
-/// its desk.
+/// To the queue with the fewest connections, of those that have not ended. If the export has gone
+/// meanwhile, so does the guest.
 fn hand_over(choice: &Choice, guest: Guest) {
-    if let Some(desk) = choice.desks.iter().min_by_key(|desk| desk.connections()) {
+    let desks = choice.desks.iter().filter(|desk| !desk.has_ended());
+    if let Some(desk) = desks.min_by_key(|desk| desk.connections()) {
         desk.leave(guest);
     }
 }

@@ -216,19 +216,19 @@ impl Exported {
         self.wait_for_seats(&told)
     }
 
-    fn wait_for_seats(&self, told: &Receiver<()>) -> Result<()> {
+    fn wait_for_seats(&self, told: &Receiver<Result<(), String>>) -> Result<()> {
         let what = || format!("cannot export {:?}", self.export.name);
         let until = Instant::now() + SEAT_WAIT;
         for _ in &self.queues {
             match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(()) => {}
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => return Err(Error::new(Kind::Failed, what(), why)),
                 Err(RecvTimeoutError::Timeout) => {
                     let why = format!("the queues were not ready within {} s", SEAT_WAIT.as_secs());
                     return Err(Error::new(Kind::Deadline, what(), why));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    let why = self.failure().unwrap_or_else(|| "a queue ended".into());
-                    return Err(Error::new(Kind::Failed, what(), why));
+                    return Err(Error::new(Kind::Failed, what(), "a queue ended"));
                 }
             }
         }
@@ -260,15 +260,23 @@ fn check(options: &Options, max_connections: u16) -> Result<()> {
     Ok(())
 }
 
-fn start_thread(seat: Seat, desk: Arc<Desk>, tell: Sender<()>) -> Result<Queue> {
+fn start_thread(seat: Seat, desk: Arc<Desk>, tell: Sender<Result<(), String>>) -> Result<Queue> {
     let ended = Arc::new(Mutex::new(None));
     let (name, end) = (format!("{}-q{}", seat.name, seat.queue), ended.clone());
+    let left = desk.clone();
     let body = move || {
+        let mut is_seated = false;
         let seated = || {
+            is_seated = true;
             // Who has stopped waiting needs no word.
-            let _ = tell.send(());
+            let _ = tell.send(Ok(()));
         };
         let result = seat.serve(seated).map_err(|error| error.to_string());
+        if !is_seated {
+            // Said at once: the other queues' threads live on until somebody closes them.
+            let _ = tell.send(result.clone());
+        }
+        left.end();
         *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
     };
     let thread = thread::spawn(name.replace('\0', ""), body)
