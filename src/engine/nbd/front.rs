@@ -315,6 +315,10 @@ impl FrontEnd for Front<'_> {
         let request = self.pool.request(number);
         request.error = request.error.or(result.err());
         request.pending -= 1;
+        if !request.whole && matches!(request.op, Op::Discard | Op::WriteZeroes) {
+            self.next_range(number, io.slot);
+        }
+        let request = self.pool.request(number);
         let is_last = request.whole && request.pending == 0;
         if is_last && request.flush_after && request.error.is_none() {
             request.flush_after = false;
