@@ -297,9 +297,9 @@ impl Ring {
 }
 
 impl Socket {
-    /// No more is taken from the other side; what it has sent can still be received.
-    pub fn stop_receiving(&self) {
-        self.shut_down(Shutdown::Read);
+    /// The other side gets all that was sent, and then the end of the stream; it can still send.
+    pub fn stop_sending(&self) {
+        self.shut_down(Shutdown::Write);
     }
 
     /// Ends the connection: whatever waits for the other side comes back.

@@ -105,12 +105,17 @@ impl Desk {
         self.connections.load(Ordering::Acquire)
     }
 
-    /// Has the queue look at its connections, if it has more than one: time has passed.
+    /// Has the queue look at its connections, if it has any: time has passed.
     pub fn look(&self) {
-        if self.connections() > 1 {
+        if self.connections() > 0 {
             self.look.store(true, Ordering::Release);
             self.remote.notify_front();
         }
+    }
+
+    /// Has the queue look at the clock, for those that it waits for only a moment.
+    pub fn nudge(&self) {
+        self.remote.notify_front();
     }
 
     /// Whether [`look`](Self::look) was called since the last time.

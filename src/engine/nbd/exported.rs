@@ -145,8 +145,9 @@ impl Exported {
         })
     }
 
-    /// Takes nothing new: nobody can choose it, and no connection is read from. What was asked for is
-    /// answered, unless it is to end at once.
+    /// Takes nothing new: nobody can choose it, and no request is begun. What was begun is answered,
+    /// unless it is to end at once. Who has all its replies sees the end of the stream, and is waited for
+    /// a second at most: what it sends meanwhile is thrown away.
     pub fn close(&self, at_once: bool) {
         if let Some(choice) = &self.choice {
             self.catalogue.remove(choice);
@@ -156,10 +157,17 @@ impl Exported {
         }
     }
 
-    /// Whether every queue has ended.
+    /// Whether every queue has ended. Whoever waits for that asks again and again, and so lets the queues
+    /// know that time has passed.
     pub fn has_ended(&self) -> bool {
-        let ended = |queue: &Queue| queue.ended.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        self.queues.iter().all(ended)
+        let mut all = true;
+        for queue in &self.queues {
+            if queue.ended.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+                queue.desk.nudge();
+                all = false;
+            }
+        }
+        all
     }
 
     /// Ends what has not ended, waits for the queues and closes the disk, which makes everything

@@ -147,8 +147,8 @@ impl Front<'_> {
         let free = self.pool.free_slots();
         let connection = self.connection(index)?;
         let held = usize::from(connection.slots);
-        if held > 0 && slots > 0 && held + slots > share {
-            connection.waits_for_own = true;
+        connection.waits_for_own = held > 0 && slots > 0 && held + slots > share;
+        if connection.waits_for_own {
             return Some(Step::Done);
         }
         (slots > free).then_some(Step::NoSlots)
@@ -177,6 +177,9 @@ impl Front<'_> {
                 self.ready.push_back(Io { op, flags, offset, len: u64::from(piece), slot });
                 let rest = Payload { start: next, filled: 0, slot: None, ..payload };
                 self.keep_payload(index, (next < len).then_some(rest));
+                if let Some(connection) = self.connection(index) {
+                    connection.forgive();
+                }
                 return Ok(Step::Again);
             }
             let buffers = self.buffers;
