@@ -7,15 +7,15 @@ use super::wire::{
 };
 use super::{Broken, Export, MAX_NAME};
 
-/// Longest data of an option that are looked at: a name and every kind of information a thousand
-/// times over.
+/// Longest data of an option that are looked at: the longest name, and every kind of information some
+/// five hundred times over.
 const MAX_OPTION: u32 = 8 << 10;
 
 /// Longest data of an option that are skipped, to be answered with an error; beyond it the peer is
 /// no client.
 const MAX_SKIPPED: u32 = 1 << 20;
 
-/// Options in one handshake. A client that lists exports and asks about each needs a few for each.
+/// Options in one handshake, those that are skipped too. A client that lists exports and asks about each needs a few for each.
 const MAX_OPTIONS: u32 = 4096;
 
 /// Bytes of an option before its data.
@@ -118,17 +118,19 @@ impl Handshake {
         if !self.fixed && option != option::EXPORT_NAME {
             return Err(Broken::OldClient);
         }
-        if len > MAX_OPTION {
-            let (used, progress) = self.skip(option, len, &bytes[OPTION_HEAD..]);
-            return Ok((OPTION_HEAD + used, progress));
-        }
         let end = OPTION_HEAD + len as usize;
-        let Some(data) = bytes.get(OPTION_HEAD..end) else { return Ok((0, Progress::Incomplete)) };
+        if len <= MAX_OPTION && bytes.len() < end {
+            return Ok((0, Progress::Incomplete));
+        }
         self.options += 1;
         if self.options > MAX_OPTIONS {
             return Err(Broken::TooManyOptions);
         }
-        Ok((end, self.answer(option, data, exports)?))
+        if len > MAX_OPTION {
+            let (used, progress) = self.skip(option, len, &bytes[OPTION_HEAD..]);
+            return Ok((OPTION_HEAD + used, progress));
+        }
+        Ok((end, self.answer(option, &bytes[OPTION_HEAD..end], exports)?))
     }
 
     fn skip(&mut self, option: u32, left: u32, bytes: &[u8]) -> (usize, Progress) {
@@ -390,12 +392,15 @@ mod tests {
         long[12..16].copy_from_slice(&u32::MAX.to_be_bytes());
         assert_eq!(broken(3, &long), Broken::OptionLength(u32::MAX));
         assert_eq!(Handshake::new().receive(&[0, 0, 0, 4], &exports()), Err(Broken::ClientFlags));
-        let mut handshake = begun(3);
-        let flood = (0..=MAX_OPTIONS).find_map(|_| {
-            handshake.to_send().clear();
-            handshake.receive(&option(option::STARTTLS, &[]), &exports()).err()
-        });
-        assert_eq!(flood, Some(Broken::TooManyOptions));
+        // Many of them, those that are looked at and those that are only skipped.
+        for len in [0, MAX_OPTION as usize + 1] {
+            let (mut handshake, bytes) = (begun(3), option(option::STARTTLS, &vec![0; len]));
+            let flood = (0..=MAX_OPTIONS).find_map(|_| {
+                handshake.to_send().clear();
+                handshake.receive(&bytes, &exports()).err()
+            });
+            assert_eq!(flood, Some(Broken::TooManyOptions), "options of {len} bytes");
+        }
     }
 
     /// Drives a whole handshake with a stream cut into pieces; yields all that was said and the end.

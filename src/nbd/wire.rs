@@ -170,26 +170,31 @@ impl SimpleReply {
 }
 
 /// The protocol knows a few errors by the numbers they have on Linux; all others are EIO there. A
-/// disk that may not be written to is EPERM.
+/// disk that may not be written to is EPERM, and whatever says that there is no room ENOSPC. EOVERFLOW is
+/// known, but not in a simple reply, and is EINVAL.
 fn error_number(errno: Errno) -> u32 {
     const ENOMEM: i32 = 12;
+    const EFBIG: i32 = 27;
     const EOVERFLOW: i32 = 75;
     const ESHUTDOWN: i32 = 108;
+    const EDQUOT: i32 = 122;
     let known = [
         Errno::EPERM.number(),
         Errno::EIO.number(),
         ENOMEM,
         Errno::EINVAL.number(),
         Errno::ENOSPC.number(),
-        EOVERFLOW,
         Errno::EOPNOTSUPP.number(),
         ESHUTDOWN,
     ];
-    match errno {
-        Errno::EROFS => Errno::EPERM.number() as u32,
-        errno if known.contains(&errno.number()) => errno.number() as u32,
-        _ => Errno::EIO.number() as u32,
-    }
+    let told = match errno.number() {
+        number if number == Errno::EROFS.number() => Errno::EPERM.number(),
+        EFBIG | EDQUOT => Errno::ENOSPC.number(),
+        EOVERFLOW => Errno::EINVAL.number(),
+        number if known.contains(&number) => number,
+        _ => Errno::EIO.number(),
+    };
+    told as u32
 }
 
 #[cfg(test)]
@@ -220,6 +225,8 @@ mod tests {
         let number = |errno| SimpleReply::new(1, Err(errno)).error;
         assert_eq!(number(Errno::EROFS), 1);
         assert_eq!(number(Errno::ENOSPC), 28);
+        assert_eq!((number(Errno::new(27)), number(Errno::new(122))), (28, 28), "EFBIG, EDQUOT");
+        assert_eq!(number(Errno::new(75)), 22, "EOVERFLOW is for structured replies");
         assert_eq!(number(Errno::EBUSY), 5);
         assert_eq!(number(Errno::new(116)), 5);
         assert_eq!(SimpleReply::new(1, Ok(())).error, 0);

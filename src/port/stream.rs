@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::NonNull;
 use std::rc::Rc;
 
 use super::ring::{Entry, Ring, Token};
@@ -21,7 +22,9 @@ pub use super::linux::stream::{Listener, Socket, UnixSocketFile};
 /// Memory with bytes in it: received and not yet looked at, or written and not yet sent.
 #[derive(Debug)]
 pub struct Buffer {
-    memory: Box<[u8]>,
+    /// A box's. Held as a pointer since a box that is moved about says that nobody else has its memory,
+    /// and during a transfer the kernel has.
+    memory: NonNull<[u8]>,
     start: usize,
     end: usize,
 }
@@ -29,13 +32,31 @@ pub struct Buffer {
 impl Buffer {
     /// Room for this many bytes, with none in it. Memory is taken as it is first written to.
     pub fn new(capacity: usize) -> Buffer {
-        Buffer { memory: vec![0; capacity].into_boxed_slice(), start: 0, end: 0 }
+        let memory = NonNull::from(Box::leak(vec![0; capacity].into_boxed_slice()));
+        Buffer { memory, start: 0, end: 0 }
+    }
+
+    #[inline]
+    fn at(&self, offset: usize) -> *mut u8 {
+        self.memory.as_ptr().cast::<u8>().wrapping_add(offset)
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: this buffer's own memory, initialised; no transfer works on a buffer that somebody has.
+        unsafe { self.memory.as_ref() }
+    }
+
+    #[inline]
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { self.memory.as_mut() }
     }
 
     /// The bytes in it.
     #[inline]
     pub fn content(&self) -> &[u8] {
-        &self.memory[self.start..self.end]
+        &self.bytes()[self.start..self.end]
     }
 
     /// Whether there are none.
@@ -63,15 +84,25 @@ impl Buffer {
     #[inline]
     pub fn add(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(self.room());
-        self.memory[self.end..self.end + count].copy_from_slice(&bytes[..count]);
+        let end = self.end;
+        self.bytes_mut()[end..end + count].copy_from_slice(&bytes[..count]);
         self.end += count;
         count
     }
 
     /// Moves the bytes to the front, so that all that is free is behind them.
     pub fn make_room(&mut self) {
-        self.memory.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
+        let (start, end) = (self.start, self.end);
+        self.bytes_mut().copy_within(start..end, 0);
+        (self.start, self.end) = (0, end - start);
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: a box's memory, which nobody has any more: the ring forgets a buffer whose transfer has
+        // not ended.
+        drop(unsafe { Box::from_raw(self.memory.as_ptr()) });
     }
 }
 
@@ -163,10 +194,9 @@ impl Ring {
     }
 
     /// Receives what comes, at least a byte and as much as `buffer` has room for.
-    pub fn receive(&self, number: u32, socket: &Rc<Socket>, mut buffer: Buffer) -> io::Result<()> {
+    pub fn receive(&self, number: u32, socket: &Rc<Socket>, buffer: Buffer) -> io::Result<()> {
         self.transfer(number, socket, |fd| {
-            let room = &mut buffer.memory[buffer.end..];
-            let (start, len) = (room.as_mut_ptr(), room.len() as u32);
+            let (start, len) = (buffer.at(buffer.end), buffer.room() as u32);
             let entry = Entry::Receive { socket: fd, start, len, all: false };
             (Held::Received(buffer), entry)
         })
@@ -176,8 +206,8 @@ impl Ring {
     /// something follows at once.
     pub fn send(&self, number: u32, socket: &Rc<Socket>, buffer: Buffer, more: bool) -> io::Result<()> {
         self.transfer(number, socket, |fd| {
-            let content = buffer.content();
-            let entry = Entry::Send { socket: fd, start: content.as_ptr(), len: content.len() as u32, more };
+            let (start, len) = (buffer.at(buffer.start), buffer.content().len() as u32);
+            let entry = Entry::Send { socket: fd, start, len, more };
             (Held::Sent(buffer), entry)
         })
     }
@@ -267,9 +297,9 @@ impl Ring {
 }
 
 impl Socket {
-    /// No more is taken from the other side; what it has sent can still be received.
-    pub fn stop_receiving(&self) {
-        self.shut_down(Shutdown::Read);
+    /// The other side gets all that was sent, and then the end of the stream; it can still send.
+    pub fn stop_sending(&self) {
+        self.shut_down(Shutdown::Write);
     }
 
     /// Ends the connection: whatever waits for the other side comes back.

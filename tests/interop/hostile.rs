@@ -175,6 +175,24 @@ fn who_does_not_go_on_holds_up_nobody() {
 }
 
 #[test]
+fn options_that_are_skipped_are_counted_and_their_sender_holds_up_nobody() {
+    let mut server = Server::start(&["disk=ram:1M"]);
+    let mut client = Client::connect(&server.socket());
+    client.send(&[0, 0, 0, 3]);
+    let mut hears = client.stream.try_clone().unwrap();
+    let listens = std::thread::spawn(move || std::io::copy(&mut hears, &mut std::io::sink()));
+    let began = Instant::now();
+    let flood = option(7, &[0; 9000]).repeat(16);
+    let mut sends = client.stream.try_clone().unwrap();
+    let floods = std::thread::spawn(move || while std::io::Write::write_all(&mut sends, &flood).is_ok() {});
+    others_are_served(&mut server);
+    floods.join().unwrap();
+    let _ = listens.join();
+    assert!(began.elapsed() < Duration::from_secs(8), "cut off only after {:?}", began.elapsed());
+    others_are_served(&mut server);
+}
+
+#[test]
 fn who_holds_everything_and_does_not_listen_is_cut_off_when_others_come() {
     let mut server = Server::start(&["ram:64M"]);
     let mut deaf = Client::transmitting(&server.socket());

@@ -1,6 +1,8 @@
 //! The NBD server with foreign clients, friendly and hostile: the real program, real sockets, the tools
 //! of Debian's packages. A tool that is missing is a failure, never a test that passes.
 
+mod backends;
+mod crowd;
 mod hostile;
 mod life;
 mod raw;

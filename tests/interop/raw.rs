@@ -1,6 +1,8 @@
 //! A client of our own that says whatever it is told to, byte by byte.
 
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +13,8 @@ pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;
 pub const DISC: u16 = 2;
 pub const FLUSH: u16 = 3;
+pub const TRIM: u16 = 4;
+pub const WRITE_ZEROES: u16 = 6;
 
 pub const GO: u32 = 7;
 
@@ -44,7 +48,19 @@ pub fn request(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
 impl Client {
     /// Connects and hears the greeting.
     pub fn connect(socket: &Path) -> Client {
-        let stream = UnixStream::connect(socket).unwrap();
+        Client::greeted(UnixStream::connect(socket).unwrap())
+    }
+
+    /// The same over the network, into transmission with the default export.
+    pub fn transmitting_to(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        // What is asked of a stream socket here is the same whatever family it is of.
+        let mut client = Client::greeted(UnixStream::from(OwnedFd::from(stream)));
+        client.choose("");
+        client
+    }
+
+    fn greeted(stream: UnixStream) -> Client {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut client = Client { stream };
@@ -60,10 +76,14 @@ impl Client {
     /// Connects and goes into transmission with the export of this name.
     pub fn choosing(socket: &Path, name: &str) -> Client {
         let mut client = Client::connect(socket);
-        client.send(&[0, 0, 0, 3]);
-        client.send(&go(name));
-        assert_eq!(client.option_replies(), [3, 3, 1]);
+        client.choose(name);
         client
+    }
+
+    fn choose(&mut self, name: &str) {
+        self.send(&[0, 0, 0, 3]);
+        self.send(&go(name));
+        assert_eq!(self.option_replies(), [3, 3, 1]);
     }
 
     pub fn send(&mut self, bytes: &[u8]) {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::desk::Place;
 use crate::nbd::transmission::{Incoming, Wanted};
+use crate::port::clock::Deadline;
 use crate::port::stream::{Buffer, Socket};
 
 /// Bytes that are received at once: what a client that has 64 requests of 4 KiB in flight sends
@@ -13,6 +14,9 @@ pub(super) const RECEIVE_BUFFER: usize = 272 << 10;
 
 /// Bytes of replies that are gathered while others are being sent. As above.
 pub(super) const SEND_BUFFER: usize = 272 << 10;
+
+/// Bytes that a connection has to move for others to be patient with it once more.
+const PROGRESS: u32 = 1 << 20;
 
 /// The life of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +76,7 @@ pub(super) struct Connection {
     pub payload: Option<Payload>,
     /// A request that waits for slots.
     pub parked: Option<Wanted>,
-    /// What is parked waits for slots of this connection's own.
+    /// What is parked, or the payload, waits for slots of this connection's own.
     pub waits_for_own: bool,
     /// Nothing is looked at until replies were sent.
     pub waits_for_room: bool,
@@ -83,8 +87,14 @@ pub(super) struct Connection {
     /// Reads that are over, whose replies had no room or are long.
     pub late: VecDeque<u16>,
     pub long: Option<LongReply>,
-    /// Looks of the queue at its connections since a transfer of this one ended.
+    /// For how many looks of the queue others have waited for this one's client.
     pub looks: u32,
+    /// Bytes that it has moved meanwhile.
+    moved: u32,
+    /// The other side sends nothing more.
+    pub has_heard_all: bool,
+    /// All was said, and said to be all: until then the rest of what comes is thrown away.
+    pub lingers: Option<Deadline>,
     /// Slots that its requests hold.
     pub slots: u16,
     /// Requests that were begun and are not answered.
@@ -102,7 +112,7 @@ impl Connection {
         received: &[u8],
         incoming: Incoming,
         place: Place,
-        requests: u16,
+        most_late: u16,
     ) -> Connection {
         let mut buffer = Buffer::new(RECEIVE_BUFFER.max(received.len()));
         buffer.add(received);
@@ -120,9 +130,12 @@ impl Connection {
             to_send: Buffer::new(SEND_BUFFER),
             spare: Some(Buffer::new(SEND_BUFFER)),
             sending: Busy::No,
-            late: VecDeque::with_capacity(usize::from(requests)),
+            late: VecDeque::with_capacity(usize::from(most_late)),
             long: None,
             looks: 0,
+            moved: 0,
+            has_heard_all: false,
+            lingers: None,
             slots: 0,
             requests: 0,
             is_runnable: false,
@@ -131,18 +144,47 @@ impl Connection {
         }
     }
 
-    /// It holds slots, and only its client can free them: by taking replies, or by sending the rest of a
-    /// payload.
+    /// Its payload has a slot, which is free again as soon as the piece has come and is written.
+    #[inline]
+    pub fn fills_slot(&self) -> bool {
+        self.payload.is_some_and(|payload| payload.slot.is_some())
+    }
+
+    /// It holds slots that only its client can free: by taking replies, or by sending the rest of a piece.
+    /// What waits for the disk, or for a slot, is not the client's fault.
     pub fn waits_for_client(&self) -> bool {
-        self.slots > 0 && (self.sending != Busy::No || self.payload.is_some())
+        let has_replies = self.long.is_some() || !self.late.is_empty();
+        (self.sending != Busy::No && has_replies) || (self.receiving != Busy::No && self.fills_slot())
+    }
+
+    /// Its client moved bytes. A few now and then do not count.
+    #[inline]
+    pub fn moved(&mut self, bytes: u32) {
+        self.moved = self.moved.saturating_add(bytes);
+        if self.moved >= PROGRESS {
+            self.forgive();
+        }
+    }
+
+    /// Others do not wait for its client, or no longer.
+    #[inline]
+    pub fn forgive(&mut self) {
+        (self.looks, self.moved) = (0, 0);
+    }
+
+    /// Every reply that it is to get has been sent. A payload that is still being received gets none.
+    pub fn has_said_all(&self) -> bool {
+        self.state == State::Draining
+            && self.sending == Busy::No
+            && self.to_send.is_empty()
+            && self.requests == u16::from(self.payload.is_some())
     }
 
     /// Nothing of it is under way and nothing is left to be done.
     pub fn is_over(&self) -> bool {
-        self.state != State::Open
-            && self.receiving == Busy::No
+        self.receiving == Busy::No
             && self.sending == Busy::No
             && self.requests == 0
-            && (self.state == State::Broken || self.to_send.is_empty())
+            && (self.state == State::Broken || (self.has_said_all() && self.has_heard_all))
     }
 }

@@ -1,7 +1,7 @@
 //! Where the door leaves connections for a queue's thread.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::queue::ArrayQueue;
 
@@ -46,6 +46,8 @@ pub(super) struct Desk {
     connections: AtomicUsize,
     closing: AtomicU8,
     look: AtomicBool,
+    /// Nobody sits here any more. Locked while a guest is left, so that none comes behind the last look.
+    ended: Mutex<bool>,
 }
 
 impl Desk {
@@ -58,16 +60,34 @@ impl Desk {
             connections: AtomicUsize::new(0),
             closing: AtomicU8::new(0),
             look: AtomicBool::new(false),
+            ended: Mutex::new(false),
         }
     }
 
-    /// Hands a connection over. One that comes when the queue has closed is dropped with it.
+    /// Hands a connection over. One that comes when the queue has ended is dropped.
     pub fn leave(&self, guest: Guest) {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if *ended {
+            return;
+        }
         self.connections.fetch_add(1, Ordering::AcqRel);
         // There are as many places as the queue has room, so that none is refused.
         let left = self.guests.push(guest).is_ok();
         debug_assert!(left, "more guests than places");
+        drop(ended);
         self.remote.notify_front();
+    }
+
+    /// The queue has ended, in order or not: who waits here is sent away, and so is whoever still comes.
+    pub fn end(&self) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        while self.guests.pop().is_some() {}
+        self.connections.store(0, Ordering::Release);
+    }
+
+    /// Whether [`end`](Self::end) was called.
+    pub fn has_ended(&self) -> bool {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next connection that waits.
@@ -85,12 +105,17 @@ impl Desk {
         self.connections.load(Ordering::Acquire)
     }
 
-    /// Has the queue look at its connections, if it has more than one: time has passed.
+    /// Has the queue look at its connections, if it has any: time has passed.
     pub fn look(&self) {
-        if self.connections() > 1 {
+        if self.connections() > 0 {
             self.look.store(true, Ordering::Release);
             self.remote.notify_front();
         }
+    }
+
+    /// Has the queue look at the clock, for those that it waits for only a moment.
+    pub fn nudge(&self) {
+        self.remote.notify_front();
     }
 
     /// Whether [`look`](Self::look) was called since the last time.

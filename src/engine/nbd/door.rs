@@ -33,6 +33,11 @@ const QUEUES_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// does not listen, does not make us spin.
 const AFTER_NOTHING: Duration = Duration::from_millis(5);
 
+/// Messages of a connection that are looked at in one turn, and bytes that are received: whoever sends
+/// without end has its turn, as the others have.
+const MESSAGES_A_TURN: usize = 16;
+const BYTES_A_TURN: usize = 64 << 10;
+
 /// Connections taken in one turn, so that each is served before others can push it out.
 const ACCEPTED_A_TURN: usize = 8;
 
@@ -52,6 +57,8 @@ struct Visitor {
     handshake: Handshake,
     received: Vec<u8>,
     until: Deadline,
+    /// Its turn ended before all was looked at that has come.
+    has_more: bool,
     /// Where it goes when it has heard everything.
     leaves: Option<Leaves>,
 }
@@ -76,11 +83,19 @@ impl Door {
         while !self.closing.load(Ordering::Acquire) {
             let mut polled: Vec<(BorrowedFd<'_>, bool)> = vec![(self.woken.as_fd(), false)];
             polled.extend(self.listeners.iter().map(|listener| (listener.as_fd(), false)));
-            polled.extend(
-                visitors.iter_mut().map(|visitor| (visitor.socket.as_fd(), visitor.leaves.is_some())),
-            );
-            let Ok(ready) = poll(&polled, LOOK_EVERY) else { return };
+            let waits =
+                if visitors.iter().any(|visitor| visitor.has_more) { Duration::ZERO } else { LOOK_EVERY };
+            polled.extend(visitors.iter_mut().map(|visitor| {
+                let wants_to_send = !visitor.handshake.to_send().is_empty();
+                (visitor.socket.as_fd(), wants_to_send)
+            }));
+            let polling = poll(&polled, waits);
             drop(polled);
+            let Ok(ready) = polling else {
+                // For want of memory, say: no reason to let nobody in ever again.
+                clock::sleep(AFTER_NOTHING);
+                continue;
+            };
             let _ = self.woken.read(&mut [0; 64]);
             let listing = self.catalogue.listing();
             if next_look.passed() {
@@ -115,6 +130,7 @@ impl Door {
                     handshake: Handshake::new(),
                     received: Vec::new(),
                     until: Deadline::after(HANDSHAKE),
+                    has_more: false,
                     leaves: None,
                 });
             }
@@ -146,10 +162,11 @@ fn visit(visitors: &mut Vec<Visitor>, listing: &Listing) -> bool {
     moved
 }
 
-/// To the queue with the fewest connections. If the export has gone meanwhile, the guest goes with
-/// its desk.
+/// To the queue with the fewest connections, of those that have not ended. If the export has gone
+/// meanwhile, so does the guest.
 fn hand_over(choice: &Choice, guest: Guest) {
-    if let Some(desk) = choice.desks.iter().min_by_key(|desk| desk.connections()) {
+    let desks = choice.desks.iter().filter(|desk| !desk.has_ended());
+    if let Some(desk) = desks.min_by_key(|desk| desk.connections()) {
         desk.leave(guest);
     }
 }
@@ -157,17 +174,28 @@ fn hand_over(choice: &Choice, guest: Guest) {
 impl Visitor {
     fn visit(&mut self, listing: &Listing) -> Visit {
         let mut moved = false;
+        let (mut messages, mut bytes) = (0, 0);
+        self.has_more = false;
         loop {
-            match self.send() {
-                Ok(true) => {}
-                Ok(false) if self.until.passed() => return Visit::Gone,
-                Ok(false) => return Visit::Stays { moved },
+            let all_sent = match self.send() {
+                Ok(all_sent) => all_sent,
                 Err(_) => return Visit::Gone,
+            };
+            // Looked at in each round: it passes for whoever goes on sending, too.
+            if self.until.passed() {
+                return Visit::Gone;
+            }
+            if !all_sent {
+                return Visit::Stays { moved };
             }
             match &self.leaves {
                 Some(Leaves::For(choice)) => return Visit::Chose(choice.clone()),
                 Some(Leaves::ForGood) => return Visit::Gone,
                 None => {}
+            }
+            if messages == MESSAGES_A_TURN || bytes >= BYTES_A_TURN {
+                self.has_more = true;
+                return Visit::Stays { moved: true };
             }
             match self.handshake.receive(&self.received, &listing.exports) {
                 Err(_) => return Visit::Gone,
@@ -176,16 +204,16 @@ impl Visitor {
                     match progress {
                         Progress::Incomplete => match self.receive() {
                             Ok(0) => return Visit::Gone,
-                            Ok(_) => moved = true,
+                            Ok(count) => {
+                                bytes += count;
+                                moved = true;
+                            }
                             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                                return match self.until.passed() {
-                                    true => Visit::Gone,
-                                    false => Visit::Stays { moved },
-                                };
+                                return Visit::Stays { moved };
                             }
                             Err(_) => return Visit::Gone,
                         },
-                        Progress::Answered => {}
+                        Progress::Answered => messages += 1,
                         Progress::Transmission(export) => match listing.choices.get(export) {
                             Some(choice) => self.leaves = Some(Leaves::For(choice.clone())),
                             None => return Visit::Gone,

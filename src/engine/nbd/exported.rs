@@ -145,8 +145,9 @@ impl Exported {
         })
     }
 
-    /// Takes nothing new: nobody can choose it, and no connection is read from. What was asked for is
-    /// answered, unless it is to end at once.
+    /// Takes nothing new: nobody can choose it, and no request is begun. What was begun is answered,
+    /// unless it is to end at once. Who has all its replies sees the end of the stream, and is waited for
+    /// a second at most: what it sends meanwhile is thrown away.
     pub fn close(&self, at_once: bool) {
         if let Some(choice) = &self.choice {
             self.catalogue.remove(choice);
@@ -156,10 +157,17 @@ impl Exported {
         }
     }
 
-    /// Whether every queue has ended.
+    /// Whether every queue has ended. Whoever waits for that asks again and again, and so lets the queues
+    /// know that time has passed.
     pub fn has_ended(&self) -> bool {
-        let ended = |queue: &Queue| queue.ended.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        self.queues.iter().all(ended)
+        let mut all = true;
+        for queue in &self.queues {
+            if queue.ended.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+                queue.desk.nudge();
+                all = false;
+            }
+        }
+        all
     }
 
     /// Ends what has not ended, waits for the queues and closes the disk, which makes everything
@@ -216,19 +224,19 @@ impl Exported {
         self.wait_for_seats(&told)
     }
 
-    fn wait_for_seats(&self, told: &Receiver<()>) -> Result<()> {
+    fn wait_for_seats(&self, told: &Receiver<Result<(), String>>) -> Result<()> {
         let what = || format!("cannot export {:?}", self.export.name);
         let until = Instant::now() + SEAT_WAIT;
         for _ in &self.queues {
             match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(()) => {}
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => return Err(Error::new(Kind::Failed, what(), why)),
                 Err(RecvTimeoutError::Timeout) => {
                     let why = format!("the queues were not ready within {} s", SEAT_WAIT.as_secs());
                     return Err(Error::new(Kind::Deadline, what(), why));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    let why = self.failure().unwrap_or_else(|| "a queue ended".into());
-                    return Err(Error::new(Kind::Failed, what(), why));
+                    return Err(Error::new(Kind::Failed, what(), "a queue ended"));
                 }
             }
         }
@@ -260,15 +268,23 @@ fn check(options: &Options, max_connections: u16) -> Result<()> {
     Ok(())
 }
 
-fn start_thread(seat: Seat, desk: Arc<Desk>, tell: Sender<()>) -> Result<Queue> {
+fn start_thread(seat: Seat, desk: Arc<Desk>, tell: Sender<Result<(), String>>) -> Result<Queue> {
     let ended = Arc::new(Mutex::new(None));
     let (name, end) = (format!("{}-q{}", seat.name, seat.queue), ended.clone());
+    let left = desk.clone();
     let body = move || {
+        let mut is_seated = false;
         let seated = || {
+            is_seated = true;
             // Who has stopped waiting needs no word.
-            let _ = tell.send(());
+            let _ = tell.send(Ok(()));
         };
         let result = seat.serve(seated).map_err(|error| error.to_string());
+        if !is_seated {
+            // Said at once: the other queues' threads live on until somebody closes them.
+            let _ = tell.send(result.clone());
+        }
+        left.end();
         *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
     };
     let thread = thread::spawn(name.replace('\0', ""), body)

@@ -3,7 +3,8 @@
 //!
 //! Requests are taken from the connections in turns, one each, as long as there are slots. A read starts
 //! when all slots that it needs are free; a write takes one for each piece as the piece comes in. What
-//! cannot be taken waits where it is, and then its connection is not read from.
+//! cannot be taken waits where it is, and then its connection is not read from; nor does anything behind it
+//! start, but for payloads that have a slot: these come first, since others wait for it.
 
 use std::collections::VecDeque;
 
@@ -14,15 +15,20 @@ use crate::error::{Error, Result};
 use crate::io::{Capabilities, Flags, Io, IoResult, Op};
 use crate::nbd::SimpleReply;
 use crate::nbd::transmission::{Event, Incoming, Rules, Wanted};
+use crate::port::clock::{Deadline, Duration};
 use crate::port::ring::{Completion, Ring};
 use crate::queue::{Arrival, Buffers, FrontEnd};
 
 mod replies;
 mod taking;
 
-/// For how many looks a connection may get nowhere while others wait for the slots that it holds. The door
-/// has the queues look about every second.
+/// For how many looks others wait for the slots that a connection's client holds, unless it moves
+/// a megabyte meanwhile. The door has the queues look about every second.
 const PATIENCE: u32 = 10;
+
+/// For how long what still comes is taken from a client that has got all its replies. If it were not, TCP
+/// would throw away those that are on their way (RFC 1122, 4.2.2.13).
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A queue's connections, and what they asked for.
 pub(super) struct Front<'a> {
@@ -118,12 +124,18 @@ impl<'a> Front<'a> {
         self.connections.get_mut(usize::from(index))?.as_deref_mut()
     }
 
+    /// Who holds a slot is looked at first: the one at the front may wait for just that slot.
     #[inline]
     fn make_runnable(&mut self, index: u16) {
         if let Some(connection) = self.connection(index)
             && !std::mem::replace(&mut connection.is_runnable, true)
         {
-            self.runnable.push_back(index);
+            if connection.fills_slot() {
+                self.runnable.push_front(index);
+                self.blocked = false;
+            } else {
+                self.runnable.push_back(index);
+            }
         }
     }
 
@@ -140,8 +152,9 @@ impl<'a> Front<'a> {
         let free = self.connections.iter().position(Option::is_none);
         let (false, Some(index)) = (self.closing, free) else { return self.desk.gone() };
         let incoming = Incoming::new(self.rules);
-        let late = self.slots as u16;
-        let connection = Connection::new(guest.socket, &guest.received, incoming, guest.place, late);
+        // A reply that is late holds a slot.
+        let most_late = self.slots as u16;
+        let connection = Connection::new(guest.socket, &guest.received, incoming, guest.place, most_late);
         self.connections[index] = Some(Box::new(connection));
         self.open += 1;
         self.make_runnable(index as u16);
@@ -159,10 +172,8 @@ impl<'a> Front<'a> {
         self.blocked = false;
         let Some(connection) = self.connection(index) else { return };
         let receiving = connection.receiving;
-        match state {
-            State::Broken => connection.socket.end(),
-            _ if receiving != Busy::No => connection.socket.stop_receiving(),
-            _ => {}
+        if state == State::Broken {
+            connection.socket.end();
         }
         // While a slot is being filled its end is waited for.
         if receiving != Busy::Slot {
@@ -197,13 +208,29 @@ impl<'a> Front<'a> {
         self.touch(index);
     }
 
-    /// Where others wait for slots: cuts off who holds some and takes neither replies nor goes on
-    /// sending. While nobody waits, a client may be silent for ever.
+    /// Where others wait for slots: cuts off who holds some and neither takes replies nor goes on
+    /// sending, or too slowly. While nobody waits, a client may be silent for ever.
     fn look_around(&mut self) {
+        let blocked = self.blocked;
         for index in 0..self.connections.len() as u16 {
             let Some(connection) = self.connection(index) else { continue };
+            if !blocked || !connection.waits_for_client() {
+                connection.forgive();
+                continue;
+            }
             connection.looks += 1;
-            if connection.looks > PATIENCE && connection.waits_for_client() && self.blocked {
+            // One at a time: its slots may be enough.
+            if connection.looks > PATIENCE && self.blocked {
+                self.leave(index, State::Broken);
+            }
+        }
+    }
+
+    /// Ends connections whose clients go on, or do nothing, after the end of what is said to them.
+    fn end_lingering(&mut self) {
+        for index in 0..self.connections.len() as u16 {
+            let Some(connection) = self.connection(index) else { continue };
+            if connection.lingers.is_some_and(Deadline::passed) {
                 self.leave(index, State::Broken);
             }
         }
@@ -214,9 +241,18 @@ impl<'a> Front<'a> {
     fn settle(&mut self, ring: &Ring, index: u16) -> Result<()> {
         self.pump(ring, index)?;
         let Some(connection) = self.connection(index) else { return Ok(()) };
-        if connection.state == State::Open && connection.hungry && connection.receiving == Busy::No {
+        let lingers = connection.has_said_all() && !connection.has_heard_all;
+        if lingers && connection.lingers.is_none() {
+            connection.socket.stop_sending();
+            connection.lingers = Some(Deadline::after(LINGER));
+        }
+        let is_hungry = connection.state == State::Open && connection.hungry;
+        if (is_hungry || lingers) && connection.receiving == Busy::No {
             connection.hungry = false;
             if let Some(mut buffer) = connection.received.take() {
+                if lingers {
+                    buffer.consume(usize::MAX);
+                }
                 buffer.make_room();
                 connection.receiving = Busy::Buffer;
                 ring.receive(Self::receive_number(index), &connection.socket, buffer).map_err(failed)?;
@@ -247,6 +283,7 @@ impl<'a> Front<'a> {
         {
             payload.filled += result as u32;
         }
+        connection.has_heard_all |= result == 0 || (result < 0 && !is_passing(result));
         if connection.state != State::Open {
             self.drop_payload(index);
             return self.touch(index);
@@ -270,7 +307,7 @@ impl FrontEnd for Front<'_> {
     fn arrived(&mut self, ring: &Ring, number: u32, completion: &Completion) -> Result<Arrival> {
         let index = (number / 2) as u16;
         if let Some(connection) = self.connection(index) {
-            connection.looks = 0;
+            connection.moved(u32::try_from(completion.result).unwrap_or(0));
         }
         match number.is_multiple_of(2) {
             true => self.received(ring, index, completion.result),
@@ -315,6 +352,10 @@ impl FrontEnd for Front<'_> {
         let request = self.pool.request(number);
         request.error = request.error.or(result.err());
         request.pending -= 1;
+        if !request.whole && matches!(request.op, Op::Discard | Op::WriteZeroes) {
+            self.next_range(number, io.slot);
+        }
+        let request = self.pool.request(number);
         let is_last = request.whole && request.pending == 0;
         if is_last && request.flush_after && request.error.is_none() {
             request.flush_after = false;
@@ -341,6 +382,7 @@ impl FrontEnd for Front<'_> {
         if self.desk.is_to_look() {
             self.look_around();
         }
+        self.end_lingering();
         if let Some(at_once) = self.desk.closing() {
             self.closing = true;
             let state = if at_once { State::Broken } else { State::Draining };

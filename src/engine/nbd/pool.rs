@@ -18,6 +18,8 @@ pub(super) struct Request {
     pub len: u32,
     /// The first error of its pieces.
     pub error: Option<Errno>,
+    /// Bytes whose pieces were begun, where these go one after the other.
+    pub begun: u32,
     /// Pieces that are in service.
     pub pending: u16,
     /// Every piece has been begun.
@@ -40,6 +42,7 @@ impl Request {
             offset,
             len,
             error: None,
+            begun: 0,
             pending: 0,
             whole: false,
             flush_after: false,

@@ -26,7 +26,8 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// Serves connections until the desk is closed. Calls `seated` once all is ready.
+    /// Serves connections until the desk is closed. Calls `seated` once its memory and its ring are
+    /// there; it is only then that the backend opens its queue.
     pub fn serve(self, seated: impl FnOnce()) -> Result<()> {
         // The client may be this machine's kernel, which writes to its disk to find memory.
         let _ = thread::become_io_flusher();

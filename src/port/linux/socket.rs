@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -44,17 +44,45 @@ pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool>
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
 
+/// Names that are tried for a new socket; dead processes may have left some.
+const NAMES_TRIED: u32 = 1000;
+
 /// A listening socket at `path`, for its owner only, that never blocks. Replaces what is there.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     // Made under another name, so that nobody finds it before its mode is right.
-    let temporary = path.with_extension("sock.new");
-    remove_if_there(&temporary)?;
-    let listener = UnixListener::bind(&temporary)?;
-    socket::listen(&listener, Backlog::new(BACKLOG)?)?;
-    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&temporary, path)?;
-    listener.set_nonblocking(true)?;
+    let (listener, temporary) = bind_beside(path)?;
+    let ready = || {
+        socket::listen(&listener, Backlog::new(BACKLOG)?)?;
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        std::fs::rename(&temporary, path)
+    };
+    ready().inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
     Ok(listener)
+}
+
+/// Binds a socket to a name in the folder of `path` that no file has. A short one: a socket's path has
+/// little room.
+fn bind_beside(path: &Path) -> io::Result<(UnixListener, PathBuf)> {
+    let pid = std::process::id();
+    let mut number = 0;
+    loop {
+        let temporary = path.with_file_name(format!(".{pid:x}.{number:x}"));
+        match UnixListener::bind(&temporary) {
+            Ok(listener) => return Ok((listener, temporary)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && number < NAMES_TRIED => number += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Connects to the socket at `path`. Does not wait: a listener that has let too many queue up is an error
+/// (WouldBlock).
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(fd))
 }
 
 /// Removes a file; one that is not there is fine.
@@ -76,13 +104,9 @@ pub struct Lines<S> {
 }
 
 impl Lines<UnixStream> {
-    /// Connects to the socket at `path`. Does not wait: a listener that has let too many queue up
-    /// is an error (WouldBlock).
+    /// As [`connect`].
     pub fn connect(path: &Path, limit: usize) -> io::Result<Lines<UnixStream>> {
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let fd: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-        Ok(Lines::new(UnixStream::from(fd), limit))
+        Ok(Lines::new(connect(path)?, limit))
     }
 }
 
@@ -238,6 +262,24 @@ mod tests {
             Err(error) => Some(error.kind()),
         });
         assert_eq!(refused, Some(io::ErrorKind::WouldBlock));
+        // Nor does whoever would listen there himself: somebody does.
+        let second = crate::port::stream::Listener::unix(&path).map_err(|error| error.kind());
+        assert_eq!(second.unwrap_err(), io::ErrorKind::AddrInUse);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_new_socket_takes_no_other_files_name() {
+        let folder = std::env::temp_dir().join(format!("blockhaus-names-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let taken = format!(".{:x}.0", std::process::id());
+        let others = ["a.sock.new", &taken].map(|name| folder.join(name));
+        others.iter().for_each(|other| std::fs::write(other, "precious").unwrap());
+        let _listeners = ["a.sock", "a.nbd"].map(|name| listen(&folder.join(name)).unwrap());
+        for other in &others {
+            assert_eq!(std::fs::read_to_string(other).unwrap(), "precious");
+        }
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 4, "nothing is left behind");
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

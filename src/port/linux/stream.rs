@@ -12,7 +12,8 @@ use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 
 use super::socket;
 
-/// Connections that may wait to be accepted.
+/// Connections that may wait to be accepted over the network; those of this machine are
+/// [`socket::listen`]'s.
 const BACKLOG: i32 = 128;
 
 /// Bytes that the kernel is asked to hold of what the other side has not yet taken.
@@ -127,9 +128,13 @@ impl Listener {
             Ok(metadata) if !metadata.file_type().is_socket() => {
                 return Err(ErrorKind::AlreadyExists.into());
             }
-            Ok(_) => match UnixStream::connect(path) {
+            Ok(_) => match socket::connect(path) {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // Somebody listens who has not accepted for long.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Err(ErrorKind::AddrInUse.into());
+                }
                 // A socket for datagrams, whoever's.
                 Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
                     return Err(ErrorKind::AlreadyExists.into());

@@ -151,6 +151,9 @@ impl Front<'_> {
         if long.sent_of_slot == slot_size
             && let Some(next) = self.pool.next_slot(long.slot)
         {
+            // Free at once: who takes the reply slowly keeps the rest, and not all of it to the end.
+            self.pool.free_slot(long.slot);
+            self.slots_freed(index, 1);
             (long.slot, long.sent_of_slot) = (next, 0);
         }
         let piece = slot_size.min(len - (long.sent - long.sent_of_slot));

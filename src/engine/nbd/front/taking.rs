@@ -6,6 +6,10 @@ use super::*;
 /// much that a copy costs more than a receive of its own.
 const IN_PLACE: usize = 32 << 10;
 
+/// Longest range that is discarded or written with zeros as one piece, and what all pieces but the first
+/// begin at a multiple of: a disk may take its time over a request of 4 GiB, and others wait for it.
+const RANGE: u32 = 256 << 20;
+
 impl Front<'_> {
     /// Looks at the next message of a connection.
     pub(super) fn step(&mut self, ring: &Ring, index: u16) -> Result<Step> {
@@ -68,7 +72,7 @@ impl Front<'_> {
         let flags = if self.flush_for_fua || op == Op::Discard { flags - Flags::FUA } else { flags };
         let mut request = Request::new(index, cookie, op, flags, offset, len);
         request.flush_after = flush_after;
-        request.whole = op != Op::Write;
+        request.whole = matches!(op, Op::Read | Op::Flush);
         let Some(number) = self.pool.begin(request) else {
             if let Some(connection) = self.connection(index) {
                 connection.parked = Some(wanted);
@@ -87,10 +91,34 @@ impl Front<'_> {
                 let (offset, len) = (offset + u64::from(at), u64::from(piece.min(len - at)));
                 self.serve(index, number, |slot| Io { op, flags, offset, len, slot });
             }
-        } else if op != Op::Write {
-            self.serve(index, number, |slot| Io { op, flags, offset, len: u64::from(len), slot });
+        } else if op == Op::Flush {
+            self.serve(index, number, |slot| Io { op, flags, offset, len: 0, slot });
+        } else if op != Op::Write
+            && let Some(slot) = self.slot_for(index, number)
+        {
+            self.next_range(number, slot);
         }
         Ok(Step::Again)
+    }
+
+    /// Lets the next piece of a range be served, in the slot of the one before it. There is none after an
+    /// error, or when nobody is there to be answered.
+    pub(super) fn next_range(&mut self, number: u16, slot: u16) {
+        let Request { connection, op, flags, offset, len, begun, error, .. } = *self.pool.request(number);
+        let is_broken =
+            self.connection(connection).is_none_or(|connection| connection.state == State::Broken);
+        let request = self.pool.request(number);
+        if error.is_some() || (is_broken && begun > 0) {
+            request.whole = true;
+            return;
+        }
+        let offset = offset + u64::from(begun);
+        let to_multiple = RANGE - (offset % u64::from(RANGE)) as u32;
+        let piece = to_multiple.min(len - begun);
+        request.begun += piece;
+        request.whole = request.begun == len;
+        request.pending += 1;
+        self.ready.push_back(Io { op, flags, offset, len: u64::from(piece), slot });
     }
 
     /// Gives a request a slot, of which there is one, and lets it be served.
@@ -119,8 +147,8 @@ impl Front<'_> {
         let free = self.pool.free_slots();
         let connection = self.connection(index)?;
         let held = usize::from(connection.slots);
-        if held > 0 && slots > 0 && held + slots > share {
-            connection.waits_for_own = true;
+        connection.waits_for_own = held > 0 && slots > 0 && held + slots > share;
+        if connection.waits_for_own {
             return Some(Step::Done);
         }
         (slots > free).then_some(Step::NoSlots)
@@ -149,6 +177,9 @@ impl Front<'_> {
                 self.ready.push_back(Io { op, flags, offset, len: u64::from(piece), slot });
                 let rest = Payload { start: next, filled: 0, slot: None, ..payload };
                 self.keep_payload(index, (next < len).then_some(rest));
+                if let Some(connection) = self.connection(index) {
+                    connection.forgive();
+                }
                 return Ok(Step::Again);
             }
             let buffers = self.buffers;
