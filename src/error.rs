@@ -24,9 +24,14 @@ pub enum Kind {
 
 /// An error of the control plane.
 ///
-/// Displayed as `WHAT: WHY; CURE`, with what is known of the three.
+/// Displayed as `WHAT: WHY; CURE`, with what is known of the three. As small as a pointer, since a queue's loop
+/// passes on many results that have none.
 #[derive(Debug, thiserror::Error)]
-pub struct Error {
+#[error(transparent)]
+pub struct Error(Box<Parts>);
+
+#[derive(Debug, thiserror::Error)]
+struct Parts {
     kind: Kind,
     what: String,
     why: String,
@@ -41,7 +46,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// `what` failed because of `why`: "cannot open /x", "it is a directory".
     pub fn new(kind: Kind, what: impl Into<String>, why: impl Into<String>) -> Error {
-        Error { kind, what: what.into(), why: why.into(), cure: None, source: None }
+        Error(Box::new(Parts { kind, what: what.into(), why: why.into(), cure: None, source: None }))
     }
 
     /// A bad spec, value or combination.
@@ -63,28 +68,28 @@ impl Error {
             _ => Kind::Failed,
         };
         let why = source.to_string();
-        Error { kind, what: what.into(), why, cure: None, source: Some(source) }
+        Error(Box::new(Parts { kind, what: what.into(), why, cure: None, source: Some(source) }))
     }
 
     /// Adds what a person can do about it.
     #[must_use]
     pub fn cure(mut self, cure: impl Into<String>) -> Error {
-        self.cure = Some(cure.into());
+        self.0.cure = Some(cure.into());
         self
     }
 
     /// What kind of failure this is.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.0.kind
     }
 
     /// The errno below it, where there is one.
     pub fn raw_os_error(&self) -> Option<i32> {
-        self.source.as_ref().and_then(std::io::Error::raw_os_error)
+        self.0.source.as_ref().and_then(std::io::Error::raw_os_error)
     }
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.what, self.why)?;
         match &self.cure {

@@ -59,7 +59,8 @@ pub trait FrontEnd {
     /// Completes the request `io` with `result`; its slot may arrive again afterwards.
     fn complete(&mut self, ring: &Ring, io: &Io, result: IoResult) -> Result<()>;
 
-    /// Whether the operation that serves a request and the command that completes it can be one chain. So
+    /// Whether the operation that serves a request which has come alone ([`Arrival::One`]) and the command that
+    /// completes it can be one chain. So
     /// it is where its payload is hidden, since nobody waits for the end of a chain before the slots' memory
     /// goes, and where one command completes it whose end nobody waits for: it comes back with the number
     /// and the next request of the slot, or not at all.
@@ -261,14 +262,10 @@ where
             submitted.map_err(ring_failed)?;
             self.ring.completions(&mut completions);
             self.alone = completions.len() == 1;
-            let mut result = Ok(());
-            for completion in &completions {
-                match result {
-                    Ok(()) => result = self.react(completion),
-                    // What has ended has ended, and is not waited for after the failure.
-                    Err(_) => self.account(completion),
-                }
-            }
+            let mut rest = completions.iter();
+            let result = rest.try_for_each(|completion| self.react(completion));
+            // After a failure what has ended has ended, and is not waited for.
+            rest.for_each(|completion| self.account(completion));
             result?;
             while let Some(message) = self.ring.remote().receive() {
                 self.hear(message)?;
@@ -311,7 +308,7 @@ where
 
     /// Takes a completion for what it says about the memory, and for nothing else.
     fn account(&mut self, completion: &Completion) {
-        match completion.token {
+        match completion.token() {
             Token::Operation { slot, entry } => self.ring.slot(slot).finish(entry, completion.result),
             Token::Single(_) => self.slots.single -= 1,
             Token::Wake => {
@@ -331,13 +328,13 @@ where
 
     #[inline]
     fn react(&mut self, completion: &Completion) -> Result<()> {
-        match completion.token {
+        match completion.token() {
             Token::Front(number) | Token::Quiet(number) => {
                 if self.slots.chained != 0 {
                     let _ = self.end_of_chain(number);
                 }
                 match self.front.arrived(self.ring, number, completion)? {
-                    Arrival::One(io) => self.begin(io),
+                    Arrival::One(io) => self.begin(io, self.alone),
                     Arrival::Nothing => Ok(()),
                     Arrival::Many => self.begin_all(),
                 }
@@ -374,27 +371,31 @@ where
             && let Some(io) = self.front.next(self.ring)?
         {
             self.left = self.left.saturating_sub(io.len.max(LEAST_LEN));
-            self.begin(io)?;
+            self.begin(io, false)?;
         }
         Ok(())
     }
 
-    /// A request arrived: refuse it, answer it at once, or start what serves it.
-    #[inline]
-    fn begin(&mut self, io: Io) -> Result<()> {
+    /// A request arrived, `alone` where it is all that this turn has to react to: refuse it, answer it at
+    /// once, or start what serves it.
+    #[inline(always)]
+    fn begin(&mut self, io: Io, alone: bool) -> Result<()> {
         if self.slots.chained != 0 {
             // The slot's next request says that its last one was completed.
             let _ = self.end_of_chain(io.slot.into());
         }
         match (self.admit)(&io) {
             Admitted::Over(result) => self.front.complete(self.ring, &io, result),
+            Admitted::Single(single, place) if alone && self.front.can_chain(&io) => {
+                self.start_chain(io, single, place)
+            }
             Admitted::Single(single, place) => self.start_single(io, single, place),
             Admitted::Task => self.serve(io),
         }
     }
 
-    /// Starts the task of a request.
-    #[inline]
+    /// Starts the task of a request. Not inlined, as what follows is much longer than all the rest.
+    #[inline(never)]
     fn serve(&mut self, io: Io) -> Result<()> {
         let task = (self.task)(io);
         self.take_slot(io).task.set(Some(task));
@@ -422,24 +423,25 @@ where
         io
     }
 
-    /// Starts the one operation of a request. Sends its completion right behind it where the front end can
-    /// and no other request is there whose operation would share the next turn: that saves a turn, and a
-    /// chain costs the kernel more than two entries do.
-    #[inline]
+    /// Starts the one operation of a request.
+    #[inline(always)]
     fn start_single(&mut self, io: Io, single: Single, place: Place) -> Result<()> {
-        let write = io.op == Op::Write;
-        let chained = self.alone && self.front.can_chain(&io);
-        self.take_slot(io).chained = chained;
-        if chained {
-            self.ring.start_chained(single, write, place).map_err(ring_failed)?;
-            self.slots.chained += 1;
-            self.front.chain(self.ring, &io)
-        } else {
-            self.ring.start_single(single, write, place).map_err(ring_failed)?;
-            self.slots.single += 1;
-            self.slots.in_service += 1;
-            Ok(())
-        }
+        self.take_slot(io).chained = false;
+        self.ring.start_single(single, io.op == Op::Write, place).map_err(ring_failed)?;
+        self.slots.single += 1;
+        self.slots.in_service += 1;
+        Ok(())
+    }
+
+    /// Starts the one operation of a request, and sends its completion right behind it. That is where no other
+    /// request is there whose operation would share the next turn: it saves a turn, and a chain costs the
+    /// kernel more than two entries do.
+    #[inline(never)]
+    fn start_chain(&mut self, io: Io, single: Single, place: Place) -> Result<()> {
+        self.take_slot(io).chained = true;
+        self.slots.chained += 1;
+        self.ring.start_chained(single, io.op == Op::Write, place).map_err(ring_failed)?;
+        self.front.chain(self.ring, &io)
     }
 
     /// The one operation of a request came back: it has served it, or a task has to.
@@ -498,6 +500,7 @@ where
     }
 }
 
+#[cold]
 fn ring_failed(error: std::io::Error) -> Error {
     Error::system("a queue's io_uring failed", error)
 }

@@ -57,8 +57,8 @@ pub(super) struct Arguments {
     no_partition_scan: bool,
 
     /// How the bytes travel between the kernel and the server: auto, copy, user-copy, get-data,
-    /// zero-copy or auto-buf. auto takes what is best for this kernel and this disk, and status
-    /// says why.
+    /// zero-copy, auto-buf, batch-copy or batch-auto-buf. auto takes what is best for this kernel and this
+    /// disk under any load, and status says why.
     #[arg(long, value_name = "PATH", default_value = "auto")]
     data_path: String,
 

@@ -43,7 +43,7 @@ pub const KEYS: &[Key] = &[
         DEVICE,
         "data-path",
         "\"PATH\"",
-        "How the bytes travel: auto, copy, user-copy, get-data, zero-copy or auto-buf (auto).",
+        "How the bytes travel: auto, copy, user-copy, get-data, zero-copy, auto-buf, batch-copy or batch-auto-buf (auto).",
     ),
     key(DEVICE, "filters", "[\"NAME,key=value\", …]", FILTERS),
     key(

@@ -4,7 +4,6 @@
 //! The driver below it, io_uring, only carries entries down and completions up.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
@@ -114,8 +113,8 @@ impl Token {
 /// A completion: for whom, and a length or a negative errno.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion {
-    /// For whom.
-    pub token: Token,
+    /// The token as it went down.
+    pub(super) user_data: u64,
     /// 0 or more, or a negative errno.
     pub result: i32,
     pub(super) flags: u32,
@@ -130,7 +129,13 @@ impl Completion {
     /// One that is no more than its result.
     #[cfg(feature = "sim")]
     pub(super) fn plain(token: Token, result: i32) -> Completion {
-        Completion { token, result, flags: 0 }
+        Completion { user_data: token.pack(), result, flags: 0 }
+    }
+
+    /// For whom.
+    #[inline]
+    pub fn token(&self) -> Token {
+        Token::unpack(self.user_data)
     }
 
     /// Whether its command completes again.
@@ -270,7 +275,7 @@ impl Ring {
     /// The numbers that a completion of a multishot command brought, behind those that are in `into`.
     /// Their buffer is free for the next.
     #[inline]
-    pub fn take_numbers(&self, completion: &Completion, into: &mut VecDeque<u16>) {
+    pub fn take_numbers(&self, completion: &Completion, into: &mut Vec<u16>) {
         if let Some(buffer) = completion.buffer() {
             let len = usize::try_from(completion.result).unwrap_or(0);
             self.0.driver.borrow_mut().take_numbers(buffer, len, into);
@@ -301,7 +306,7 @@ impl Ring {
         self.0.driver.borrow_mut().reap(into);
         if self.0.transfers.in_flight() != 0 {
             for completion in into.iter() {
-                if let Token::Front(number) = completion.token {
+                if let Token::Front(number) = completion.token() {
                     self.transfer_ended(number, completion.result);
                 }
             }

@@ -353,7 +353,7 @@ mod tests {
         assert!(ring.receive(4, &socket, Buffer::new(100)).is_err(), "the number is not reserved");
         assert_eq!(ring.transfers_in_flight(), 1);
         theirs.write_all(b"hello").unwrap();
-        assert_eq!(next(&ring).token, Token::Front(0));
+        assert_eq!(next(&ring).token(), Token::Front(0));
         let mut buffer = ring.take_back(0).unwrap();
         assert_eq!(buffer.content(), b"hello");
         assert!(ring.take_back(0).is_none() && ring.transfers_in_flight() == 0);

@@ -34,6 +34,7 @@ pub(super) struct Seat<'a> {
 }
 
 impl Seat<'_> {
+    #[cold]
     fn failed(&self, what: &str, error: std::io::Error) -> Error {
         Error::system(format!("queue {}: {what}", self.queue), error)
     }
@@ -53,7 +54,7 @@ impl Seat<'_> {
             self.path == DataPath::UserCopy
         };
         if copies && io.op == Op::Write {
-            self.user_copy(ring, &io, file::read_exact_at)?;
+            self.copy_from_user(ring, &io)?;
         }
         Ok(io)
     }
@@ -66,7 +67,7 @@ impl Seat<'_> {
         let copies = io.op == Op::Read
             && (self.path == DataPath::UserCopy || self.path.registers() && !self.buffers.is_hidden(io.slot));
         if copies && result.is_ok() {
-            result = self.user_copy(ring, io, |file, bytes, at| file::write_all_at(file, bytes, at));
+            result = self.copy_to_user(ring, io);
         }
         match result {
             // A request's bytes fit its slot's buffer, and so an i32; checked where the payload was made.
@@ -80,6 +81,17 @@ impl Seat<'_> {
     #[inline]
     fn hides(&self, io: &Io) -> bool {
         matches!(io.op, Op::Read | Op::Write) && self.buffers.is_hidden(io.slot)
+    }
+
+    // Not inlined, so that the ways without a copy stay short.
+    #[inline(never)]
+    fn copy_from_user(&self, ring: &Ring, io: &Io) -> IoResult {
+        self.user_copy(ring, io, file::read_exact_at)
+    }
+
+    #[inline(never)]
+    fn copy_to_user(&self, ring: &Ring, io: &Io) -> IoResult {
+        self.user_copy(ring, io, |file, bytes, at| file::write_all_at(file, bytes, at))
     }
 
     /// Moves all bytes of a request between the slot's buffer and the request's pages. It is a copy

@@ -1,7 +1,6 @@
 //! Buffers that the kernel chooses from when a multishot command completes: a ring of its own beside the
 //! io_uring's two (`io_uring_register_buf_ring(3)`).
 
-use std::collections::VecDeque;
 use std::io;
 use std::mem::size_of;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -71,7 +70,7 @@ impl Provided {
 
     /// The numbers in the first `len` bytes of a buffer that came with a completion; the kernel has it back.
     #[inline]
-    pub fn take_numbers(&mut self, buffer: u16, len: usize, into: &mut VecDeque<u16>) {
+    pub fn take_numbers(&mut self, buffer: u16, len: usize, into: &mut Vec<u16>) {
         if buffer >= self.count {
             return;
         }
@@ -79,7 +78,7 @@ impl Provided {
         // SAFETY: the kernel wrote so many bytes before it completed with this buffer, and leaves it alone
         // until it is given again, below. Buffers have an even length (new checked), so that all are aligned.
         let numbers = unsafe { std::slice::from_raw_parts(self.start_of(buffer).cast::<u16>(), count) };
-        into.extend(numbers);
+        into.extend_from_slice(numbers);
         self.give(buffer);
     }
 }

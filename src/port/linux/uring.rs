@@ -1,6 +1,5 @@
 //! The io_uring below a [`Ring`](crate::port::ring::Ring).
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -114,7 +113,7 @@ impl Uring {
 
     /// The numbers in the first `len` bytes of a provided buffer, which the kernel has back then.
     #[inline]
-    pub fn take_numbers(&mut self, buffer: u16, len: usize, into: &mut VecDeque<u16>) {
+    pub fn take_numbers(&mut self, buffer: u16, len: usize, into: &mut Vec<u16>) {
         if let Some(provided) = &mut self.provided {
             provided.take_numbers(buffer, len, into);
         }
@@ -144,7 +143,7 @@ impl Uring {
     pub fn reap(&mut self, into: &mut Vec<Completion>) {
         let room = into.capacity() - into.len();
         into.extend(self.uring.completion().take(room).map(|entry| Completion {
-            token: Token::unpack(entry.user_data()),
+            user_data: entry.user_data(),
             result: entry.result(),
             flags: entry.flags(),
         }));
@@ -164,8 +163,14 @@ impl Uring {
             if unsafe { self.uring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
-            self.uring.submit()?;
+            self.make_room()?;
         }
+    }
+
+    /// Submits what is waiting, since the queue is full.
+    #[cold]
+    fn make_room(&mut self) -> io::Result<()> {
+        self.uring.submit().map(drop)
     }
 
     /// Queues the first link of a chain of two, which says nothing when it goes well. There is room for
@@ -183,7 +188,7 @@ impl Uring {
                 return Ok(());
             }
             drop(submission);
-            self.uring.submit()?;
+            self.make_room()?;
         }
     }
 

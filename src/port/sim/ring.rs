@@ -58,7 +58,7 @@ impl Driver {
     }
 
     #[inline]
-    pub fn take_numbers(&mut self, buffer: u16, len: usize, into: &mut VecDeque<u16>) {
+    pub fn take_numbers(&mut self, buffer: u16, len: usize, into: &mut Vec<u16>) {
         match self {
             Driver::Linux(uring) => uring.take_numbers(buffer, len, into),
             Driver::Simulated(ring) => {
@@ -278,7 +278,7 @@ impl Provided {
         Provided { room, free: (0..count).collect(), filled: vec![Vec::new(); usize::from(count)] }
     }
 
-    fn take(&mut self, buffer: u16, count: usize, into: &mut VecDeque<u16>) {
+    fn take(&mut self, buffer: u16, count: usize, into: &mut Vec<u16>) {
         let filled = std::mem::take(&mut self.filled[usize::from(buffer)]);
         into.extend(filled.into_iter().take(count));
         self.free.push_back(buffer);
@@ -363,15 +363,15 @@ impl State {
             provided.filled[usize::from(buffer)] = numbers;
         }
         let flags = Completion::BUFFER | Completion::MORE | u32::from(buffer) << Completion::BUFFER_SHIFT;
-        self.post(ring, Completion { token, result, flags });
+        self.post(ring, Completion { user_data: token.pack(), result, flags });
     }
 
     fn post(&mut self, ring: usize, completion: Completion) {
         let to = &mut self.rings[ring];
         to.done.push_back(completion);
         let thread = to.thread;
-        let Completion { token, result, flags } = completion;
-        self.note("completion", [ring as u64, token.pack(), result as u64, flags.into()]);
+        let Completion { user_data, result, flags } = completion;
+        self.note("completion", [ring as u64, user_data, result as u64, flags.into()]);
         self.wake(thread);
     }
 

@@ -1,7 +1,6 @@
 //! The front end of batches (`UBLK_F_BATCH_IO`, since Linux 7.0): one command fetches the tags of many
 //! requests for ever, and one command completes all that were served in a turn of the loop.
 
-use std::collections::VecDeque;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
@@ -11,7 +10,7 @@ use blockhaus_uapi::ublk::{BatchFlags, BatchIo, ElemHeader, io_cmd, res};
 use super::Seat;
 use crate::engine::ublk::data_path::DataPath;
 use crate::error::{Error, Result};
-use crate::io::{Io, IoResult};
+use crate::io::{Errno, Io, IoResult};
 use crate::port::memory::{HugePages, Mapping};
 use crate::port::ring::{Completion, FixedFile, Ring};
 use crate::queue::{Arrival, FrontEnd};
@@ -42,27 +41,32 @@ struct Element {
 pub(in crate::engine::ublk) struct Elements {
     memory: Mapping,
     depth: u16,
-    /// 8 or 16.
-    element_len: u8,
+    /// The elements have 8 bytes, or 16.
+    has_address: bool,
 }
 
 impl Elements {
     /// For a queue of this depth and path.
     pub fn new(depth: u16, path: DataPath) -> io::Result<Elements> {
-        let element_len =
-            if path == DataPath::BatchCopy { size_of::<Element>() } else { size_of::<ElemHeader>() };
+        let has_address = path == DataPath::BatchCopy;
         // The arrays, and for each tag one that goes alone.
         let count = u64::from(depth) * u64::from(ARRAYS + 1);
-        let mut memory = Mapping::anonymous(count * element_len as u64, HugePages::Never)?;
+        let mut memory = Mapping::anonymous(count * size_of::<Element>() as u64, HugePages::Never)?;
         memory.touch();
-        Ok(Elements { memory, depth, element_len: element_len as u8 })
+        Ok(Elements { memory, depth, has_address })
+    }
+
+    /// Bytes of one.
+    #[inline]
+    fn len(&self) -> usize {
+        if self.has_address { size_of::<Element>() } else { size_of::<ElemHeader>() }
     }
 
     /// Address of an element: `at` in `array`, of which the last one is for those that go alone.
     #[inline]
     fn address(&self, array: u16, at: u16) -> u64 {
-        let number = usize::from(array) * usize::from(self.depth) + usize::from(at);
-        (self.memory.start().as_ptr() as usize + number * usize::from(self.element_len)) as u64
+        let array = usize::from(array) * usize::from(self.depth) * size_of::<Element>();
+        (self.memory.start().as_ptr() as usize + array + usize::from(at) * self.len()) as u64
     }
 
     /// Writes an element, of which the kernel reads nothing at the moment.
@@ -74,7 +78,7 @@ impl Elements {
         // thread has the address.
         unsafe {
             to.cast::<ElemHeader>().write(element.header);
-            if usize::from(self.element_len) > size_of::<ElemHeader>() {
+            if self.has_address {
                 to.add(1).write(element.address);
             }
         }
@@ -96,13 +100,17 @@ pub(in crate::engine::ublk) struct Batch<'a> {
     device: FixedFile,
     elements: &'a Elements,
     flags: BatchFlags,
-    /// Tags with a request that were not looked at yet.
-    arrived: VecDeque<u16>,
-    /// Tags in the last completion of the fetch.
-    together: usize,
-    /// What was served and not yet sent.
-    served: Vec<(u16, i32)>,
+    /// Tags with a request, of which so many were looked at already.
+    arrived: Vec<u16>,
+    looked_at: usize,
     sent: [Sent; ARRAYS as usize],
+    /// An array that is not on its way, where there is one, and how many elements it has by now.
+    open: Option<u16>,
+    filled: u16,
+    /// The last of them.
+    last: (u16, i32),
+    /// What was served while both arrays were on their way.
+    waiting: Vec<(u16, i32)>,
     /// The fetch is over for good: the device is going away.
     over: bool,
 }
@@ -125,10 +133,13 @@ impl<'a> Batch<'a> {
             device,
             elements,
             flags,
-            arrived: VecDeque::with_capacity(depth),
-            together: 0,
-            served: Vec::with_capacity(depth),
+            arrived: Vec::with_capacity(depth),
+            looked_at: 0,
             sent: Default::default(),
+            open: Some(0),
+            filled: 0,
+            last: (0, 0),
+            waiting: Vec::with_capacity(depth),
             over: false,
         })
     }
@@ -148,14 +159,38 @@ impl<'a> Batch<'a> {
             q_id: self.seat.queue,
             flags: self.flags,
             nr_elem: count,
-            elem_bytes: self.elements.element_len,
+            elem_bytes: self.elements.len() as u8,
             ..BatchIo::default()
         };
         bytes(command)
     }
 
+    #[cold]
     fn failed(&self, what: &str, error: io::Error) -> Error {
         self.seat.failed(what, error)
+    }
+
+    /// A result is to be sent at the end of the turn.
+    #[inline]
+    fn served(&mut self, tag: u16, result: i32) {
+        match self.open {
+            Some(array) => {
+                self.elements.write(array, self.filled, &self.element(tag, result));
+                self.filled += 1;
+                self.last = (tag, result);
+            }
+            None => self.served_later(tag, result),
+        }
+    }
+
+    #[cold]
+    fn served_later(&mut self, tag: u16, result: i32) {
+        self.waiting.push((tag, result));
+    }
+
+    #[cold]
+    fn refused(&mut self, tag: u16, errno: Errno) {
+        self.served(tag, -errno.number());
     }
 
     fn fetch(&self, ring: &Ring) -> Result<()> {
@@ -186,16 +221,24 @@ impl<'a> Batch<'a> {
 
     /// A commit came back, with the bytes of its elements that were dealt with: perhaps not all.
     fn committed(&mut self, ring: &Ring, array: u16, result: i32) -> Result<()> {
-        let element_len = usize::from(self.elements.element_len);
+        let element_len = self.elements.len();
         let Some(sent) = self.sent.get_mut(usize::from(array)) else { return Ok(()) };
         let Ok(bytes) = usize::try_from(result) else {
             return Err(self.failed("the driver took none of a batch", io::Error::from_raw_os_error(-result)));
         };
         sent.done += (bytes / element_len).min(usize::from(sent.count - sent.done)) as u16;
-        match sent.done == sent.count {
-            true => *sent = Sent::default(),
+        if sent.done != sent.count {
             // What it stopped at is refused by itself now, if there is a reason.
-            false => return self.commit(ring, array),
+            return self.commit(ring, array);
+        }
+        *sent = Sent::default();
+        if self.open.is_none() {
+            self.open = Some(array);
+            for at in 0..self.waiting.len() {
+                let (tag, result) = self.waiting[at];
+                self.served(tag, result);
+            }
+            self.waiting.clear();
         }
         Ok(())
     }
@@ -203,26 +246,34 @@ impl<'a> Batch<'a> {
     /// The fetch brought tags, or came to an end.
     #[inline]
     fn fetched(&mut self, ring: &Ring, completion: &Completion) -> Result<Arrival> {
-        /// ENOBUFS: there was no buffer at that moment.
-        const NO_BUFFER: i32 = -105;
-        let before = self.arrived.len();
+        // Where a turn was full there are some that nobody has looked at; there are never more than tags.
+        self.arrived.drain(..self.looked_at);
+        self.looked_at = 0;
         ring.take_numbers(completion, &mut self.arrived);
-        self.together = self.arrived.len() - before;
-        if let Some(&tag) = self.arrived.range(before..).find(|&&tag| tag >= self.seat.depth) {
+        if let Some(&tag) = self.arrived.iter().find(|&&tag| tag >= self.seat.depth) {
             let error = io::Error::other(format!("it names tag {tag}, and there are {}", self.seat.depth));
             return Err(self.failed("the driver brought something strange", error));
         }
         if !completion.more() {
-            match completion.result {
-                res::ABORT => self.over = true,
-                0.. | NO_BUFFER => self.fetch(ring)?,
-                error => {
-                    let error = io::Error::from_raw_os_error(-error);
-                    return Err(self.failed("the driver ended the fetch", error));
-                }
+            self.fetch_ended(ring, completion.result)?;
+        }
+        match self.arrived.len() {
+            1 => Ok(self.next(ring)?.map_or(Arrival::Nothing, Arrival::One)),
+            _ => Ok(Arrival::Many),
+        }
+    }
+
+    fn fetch_ended(&mut self, ring: &Ring, result: i32) -> Result<()> {
+        /// ENOBUFS: there was no buffer at that moment.
+        const NO_BUFFER: i32 = -105;
+        match result {
+            res::ABORT => self.over = true,
+            0.. | NO_BUFFER => self.fetch(ring)?,
+            error => {
+                return Err(self.failed("the driver ended the fetch", io::Error::from_raw_os_error(-error)));
             }
         }
-        Ok(Arrival::Many)
+        Ok(())
     }
 }
 
@@ -255,10 +306,11 @@ impl FrontEnd for Batch<'_> {
 
     #[inline]
     fn next(&mut self, ring: &Ring) -> Result<Option<Io>> {
-        while let Some(tag) = self.arrived.pop_front() {
+        while let Some(&tag) = self.arrived.get(self.looked_at) {
+            self.looked_at += 1;
             match self.seat.request(ring, tag) {
                 Ok(io) => return Ok(Some(io)),
-                Err(errno) => self.served.push((tag, -errno.number())),
+                Err(errno) => self.refused(tag, errno),
             }
         }
         Ok(None)
@@ -267,13 +319,13 @@ impl FrontEnd for Batch<'_> {
     #[inline]
     fn complete(&mut self, ring: &Ring, io: &Io, result: IoResult) -> Result<()> {
         let result = self.seat.outcome(ring, io, result);
-        self.served.push((io.slot, result));
+        self.served(io.slot, result);
         Ok(())
     }
 
     #[inline]
     fn can_chain(&self, io: &Io) -> bool {
-        self.together == 1 && self.seat.hides(io)
+        self.seat.hides(io)
     }
 
     fn chain(&mut self, ring: &Ring, io: &Io) -> Result<()> {
@@ -283,27 +335,19 @@ impl FrontEnd for Batch<'_> {
     /// Sends what was served in this turn, or lets it wait for an array: one comes back then.
     #[inline]
     fn end_turn(&mut self, ring: &Ring, _full: bool) -> Result<bool> {
-        match self.served[..] {
-            [] => return Ok(false),
-            [(tag, result)] => {
-                self.served.clear();
-                return self.commit_one(ring, tag, result).map(|()| false);
-            }
-            _ => {}
+        let Some(array) = self.open.filter(|_| self.filled != 0) else { return Ok(false) };
+        let count = std::mem::take(&mut self.filled);
+        if count == 1 {
+            return self.commit_one(ring, self.last.0, self.last.1).map(|()| false);
         }
-        let Some(array) = self.sent.iter().position(|sent| sent.count == 0) else { return Ok(false) };
-        let array = array as u16;
-        for (at, &(tag, result)) in (0u16..).zip(&self.served) {
-            self.elements.write(array, at, &self.element(tag, result));
-        }
-        self.sent[usize::from(array)] = Sent { done: 0, count: self.served.len() as u16 };
-        self.served.clear();
+        self.sent[usize::from(array)] = Sent { done: 0, count };
+        self.open = (0..ARRAYS).find(|&other| self.sent[usize::from(other)].count == 0);
         self.commit(ring, array)?;
         Ok(false)
     }
 
     fn finished(&self) -> bool {
-        self.over && self.served.is_empty()
+        self.over && self.filled == 0 && self.waiting.is_empty()
     }
 }
 
