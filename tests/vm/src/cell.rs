@@ -41,7 +41,28 @@ impl Filters {
     }
 }
 
-/// One combination; `full` writes much more, and fills every file system to the brim as well.
+/// How much is done with a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// One file system, of the three in turn.
+    Part,
+    /// Every file system.
+    Usual,
+    /// Much more of everything, and every file system filled to the brim.
+    Full,
+}
+
+impl Extent {
+    fn suffix(self) -> &'static str {
+        match self {
+            Extent::Part => "/part",
+            Extent::Usual => "",
+            Extent::Full => "/full",
+        }
+    }
+}
+
+/// One combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
     pub backend: Backend,
@@ -49,7 +70,7 @@ pub struct Cell {
     pub path: &'static str,
     pub queues: u16,
     pub depth: u16,
-    pub full: bool,
+    pub extent: Extent,
 }
 
 impl fmt::Display for Cell {
@@ -58,9 +79,19 @@ impl fmt::Display for Cell {
             Backend::Ram => "ram",
             Backend::File => "file",
         };
-        let full = if self.full { "/full" } else { "" };
         let Self { path, queues, depth, .. } = self;
-        write!(f, "cell/{backend}/{}/{path}/q{queues}/d{depth}{full}", self.filters.name())
+        write!(f, "cell/{backend}/{}/{path}/q{queues}/d{depth}{}", self.filters.name(), self.extent.suffix())
+    }
+}
+
+impl Cell {
+    /// Which turn of several it is where cells take turns: neighbours have different ones.
+    pub fn turn(&self) -> usize {
+        let at = |found: Option<usize>| found.unwrap_or(0);
+        at(DEPTHS.iter().position(|depth| *depth == self.depth))
+            + at(PATHS.iter().position(|path| *path == self.path))
+            + at(FILTERS.iter().position(|filters| *filters == self.filters))
+            + usize::from(self.queues)
     }
 }
 
@@ -68,7 +99,8 @@ impl FromStr for Cell {
     type Err = ();
 
     fn from_str(name: &str) -> Result<Self, ()> {
-        let (name, full) = name.strip_suffix("/full").map_or((name, false), |rest| (rest, true));
+        let marked = |extent: Extent| Some((name.strip_suffix(extent.suffix())?, extent));
+        let (name, extent) = marked(Extent::Part).or(marked(Extent::Full)).unwrap_or((name, Extent::Usual));
         let mut parts = name.split('/');
         let mut next = || parts.next().ok_or(());
         if next()? != "cell" {
@@ -86,32 +118,38 @@ impl FromStr for Cell {
         let queues = next()?.strip_prefix('q').and_then(|n| n.parse().ok()).ok_or(())?;
         let depth = next()?.strip_prefix('d').and_then(|n| n.parse().ok()).ok_or(())?;
         match parts.next() {
-            None => Ok(Self { backend, filters, path, queues, depth, full }),
+            None => Ok(Self { backend, filters, path, queues, depth, extent }),
             Some(_) => Err(()),
         }
     }
 }
 
-/// The cells that `kernel` runs: all with `full`, else its part of the pairwise cover; that part is what is
-/// full among all.
+/// The cells that `kernel` runs: with `full` all, of which those of the pairwise cover are full, else that
+/// cover.
 pub fn cells(kernel: &str, full: bool) -> Vec<Cell> {
     let Some(kernel) = KERNELS.iter().position(|&known| known == kernel) else {
         let (backend, filters, path) = (Backend::File, Filters::None, "auto-buf");
-        let newest = Cell { backend, filters, path, queues: 2, depth: 128, full };
+        let extent = if full { Extent::Full } else { Extent::Usual };
+        let newest = Cell { backend, filters, path, queues: 2, depth: 128, extent };
         return if kernel == "7.3" { vec![newest] } else { Vec::new() };
     };
     let cover = cover();
     let rows = if full { candidates() } else { cover.clone() };
     let rows = rows.into_iter().filter(|row| row[0] == kernel);
-    rows.map(|row| cell(row, full && cover.contains(&row))).collect()
+    let extent = |row: &Row| match (full, cover.contains(row)) {
+        (false, _) => Extent::Usual,
+        (true, false) => Extent::Part,
+        (true, true) => Extent::Full,
+    };
+    rows.map(|row| cell(row, extent(&row))).collect()
 }
 
 /// A choice of value per parameter: kernel, backend, queues, depth, data path, filters.
 type Row = [usize; 6];
 
-fn cell([_, backend, queues, depth, path, filters]: Row, full: bool) -> Cell {
+fn cell([_, backend, queues, depth, path, filters]: Row, extent: Extent) -> Cell {
     let (path, filters) = (PATHS[path], FILTERS[filters]);
-    Cell { backend: BACKENDS[backend], filters, path, queues: QUEUES[queues], depth: DEPTHS[depth], full }
+    Cell { backend: BACKENDS[backend], filters, path, queues: QUEUES[queues], depth: DEPTHS[depth], extent }
 }
 
 /// `ram:` must see the bytes, the oldest kernel cannot hide them, and only the newest has batches.
@@ -201,7 +239,10 @@ mod tests {
             assert_eq!(cells(kernel, true).len(), all);
             let few = cells(kernel, false);
             assert!((4..=13).contains(&few.len()), "{kernel}: {few:?}");
-            assert_eq!(cells(kernel, true).iter().filter(|cell| cell.full).count(), few.len());
+            assert_eq!(
+                cells(kernel, true).iter().filter(|cell| cell.extent == Extent::Full).count(),
+                few.len()
+            );
         }
         assert_eq!(cells("7.3", false).len(), 1);
         assert!(cells("6.1", true).is_empty());

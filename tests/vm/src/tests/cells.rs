@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::examples;
 use crate::blockhaus::{Blockhaus, Device as Attached};
-use crate::cell::{Backend, Cell, Filters};
+use crate::cell::{Backend, Cell, Extent, Filters};
 use crate::check::device::Device;
 use crate::check::model::{self, Plan, Target};
 use crate::check::{fio, fs};
@@ -55,7 +55,9 @@ pub fn run(cell: Cell) -> Outcome {
     if cell.backend == Backend::File {
         direct(&device, &file)?;
     }
-    inner(device.path(), cell.depth, cell.full)?;
+    let one = [fs::KINDS[cell.turn() % fs::KINDS.len()]];
+    let kinds = if cell.extent == Extent::Part { &one[..] } else { &fs::KINDS };
+    inner(device.path(), cell.depth, cell.extent == Extent::Full, kinds)?;
     let second = partitions(&device)?;
     let device = match cell.backend {
         Backend::Ram => device,
@@ -75,7 +77,7 @@ pub fn run(cell: Cell) -> Outcome {
 }
 
 /// What needs a disk alone, whoever serves it.
-pub fn inner(path: &str, depth: u16, full: bool) -> Outcome {
+pub fn inner(path: &str, depth: u16, full: bool, kinds: &[fs::Kind]) -> Outcome {
     let disk = Device::open(path)?;
     let plan = Plan {
         seed: SEED,
@@ -90,7 +92,7 @@ pub fn inner(path: &str, depth: u16, full: bool) -> Outcome {
     drop(disk);
     let len = if full { 128 * MIB } else { 32 * MIB };
     fio::verify(path, block, depth.clamp(1, 32), 64 * MIB, len)?;
-    for kind in fs::KINDS {
+    for &kind in kinds {
         fs::round(path, kind, 60 * MIB, full)?;
     }
     Ok(())

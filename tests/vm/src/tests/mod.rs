@@ -1,6 +1,7 @@
 //! Every test there is, by name, and on which kernels it runs.
 
-use crate::cell::{self, Cell};
+use crate::cell::{self, Cell, Extent};
+use crate::check::fs;
 use crate::outcome::{Fail, Outcome};
 
 mod alloc;
@@ -20,8 +21,6 @@ mod none;
 mod paths;
 mod shutdown;
 mod up;
-
-pub use cells::inner as on_device;
 
 /// Where a test runs.
 #[derive(Clone, Copy, PartialEq)]
@@ -77,6 +76,11 @@ fn entries() -> impl Iterator<Item = &'static Entry> {
     AREAS.into_iter().flatten()
 }
 
+/// What needs a disk alone, whoever serves it, with every file system.
+pub fn on_device(path: &str, depth: u16, full: bool) -> Outcome {
+    cells::inner(path, depth, full, &fs::KINDS)
+}
+
 /// The names that apply to a kernel such as `6.12`.
 pub fn names(kernel: &str, full: bool) -> Vec<String> {
     let no_ublk = kernel == "6.1" || kernel.starts_with("6.1.");
@@ -99,7 +103,7 @@ pub fn names(kernel: &str, full: bool) -> Vec<String> {
 /// The test of that name; any number of rounds will do.
 pub fn find(name: &str) -> Outcome<Test> {
     if let Ok(cell) = name.parse::<Cell>() {
-        let timeout = if cell.full { 900 } else { 300 };
+        let timeout = if cell.extent == Extent::Full { 900 } else { 300 };
         return Ok(Test { timeout, run: Box::new(move || cells::run(cell)) });
     }
     let count = |prefix: &str| name.strip_prefix(prefix).and_then(|count| count.parse::<u32>().ok());
