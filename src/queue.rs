@@ -19,8 +19,8 @@ use crate::port::ring::{Completion, Ring, Single, Token, turn_capacity};
 
 mod buffers;
 
-/// Bytes of requests that a turn of the loop begins, roughly, before it looks at what has come meanwhile; a
-/// request counts as a block at least. A client that sends requests faster than they are answered at once
+/// Bytes of requests that the front end has yielded one by one and a turn of the loop begins, roughly, before it looks
+/// at what has come meanwhile; a request counts as a block at least. A client that sends requests faster than they are answered at once
 /// would otherwise keep the loop from everything else.
 const TURN_LEN: u64 = 64 << 20;
 const LEAST_LEN: u64 = 4096;
@@ -62,7 +62,7 @@ pub trait FrontEnd {
     /// Whether the operation that serves a request which has come alone ([`Arrival::One`]) and the command that
     /// completes it can be one chain. So
     /// it is where its payload is hidden, since nobody waits for the end of a chain before the slots' memory
-    /// goes, and where one command completes it whose end nobody waits for: it comes back with the number
+    /// goes (nor before memory that the command itself reads, which the front end sees to), and where one command completes it whose end nobody waits for: it comes back with the number
     /// and the next request of the slot, or not at all.
     fn can_chain(&self, io: &Io) -> bool {
         let _ = io;

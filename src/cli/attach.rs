@@ -58,7 +58,7 @@ pub(super) struct Arguments {
 
     /// How the bytes travel between the kernel and the server: auto, copy, user-copy, get-data,
     /// zero-copy, auto-buf, batch-copy or batch-auto-buf. auto takes what is best for this kernel and this
-    /// disk under any load, and status says why.
+    /// disk without knowing the load, and status says why.
     #[arg(long, value_name = "PATH", default_value = "auto")]
     data_path: String,
 

@@ -64,7 +64,7 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
     let disk = chance::disk(&mut random, filters);
     let layers = Layers::new(&mut random, disk, kind, filters, hard);
     let depth = *random.pick(&[1, 2, 3, 8, 16]);
-    let (data_path, by_itself) = data_path(&mut random, version, layers.takes_hidden(), wishes.path);
+    let (data_path, by_itself) = data_path(&mut random, version, layers.takes_hidden(), depth, wishes.path);
     let few_places = by_itself && random.chance(300);
     let options = Options {
         id: random.chance(300).then(|| random.below(5) as u32),
@@ -91,9 +91,16 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
 }
 
 /// How the bytes travel, as far as kernel and stack have it; and whether the driver registers them.
-fn data_path(random: &mut Random, version: u32, hidden: bool, wish: Option<DataPath>) -> (Wish, bool) {
+fn data_path(
+    random: &mut Random,
+    version: u32,
+    hidden: bool,
+    depth: u16,
+    wish: Option<DataPath>,
+) -> (Wish, bool) {
     let hidden = hidden && version >= 616;
-    let there = |path: &DataPath| (hidden || !path.hides()) && (version >= 700 || !path.is_batch());
+    let batches = version >= 700 && depth > 1;
+    let there = |path: &DataPath| (hidden || !path.hides()) && (batches || !path.is_batch());
     let paths: Vec<DataPath> = DATA_PATHS.into_iter().filter(there).collect();
     let path = *random.pick(&paths);
     let path = wish.filter(there).unwrap_or(path);

@@ -46,14 +46,13 @@ pub(super) fn open(options: &Options) -> Result<File> {
     let kind = check_kind(path, &metadata)?;
     let opened = open_locked(options, kind, &mut notes);
     let Opened { file, direct } = match opened {
-        Err(error) if error.kind() == Kind::Busy => {
-            // Somebody else has made a disk of the file that we made.
+        Err(error) => {
             if let Some(created) = unlocked {
-                created.keep();
+                remove_unused(created, path);
             }
             return Err(error);
         }
-        opened => opened?,
+        Ok(opened) => opened,
     };
     // Behind the file, so that after a failure it is removed while the file is still locked.
     let mut created = unlocked;
@@ -157,6 +156,20 @@ fn create_if_asked(options: &Options) -> Result<Option<Created>> {
         // Somebody else was faster.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
         Err(error) => Err(failed(path, error)),
+    }
+}
+
+/// Removes a file that was made for a disk which never came to be, unless somebody else has one in it by now.
+fn remove_unused(created: Created, path: &Path) {
+    let is_unused = |file: &StdFile| {
+        matches!(file::try_lock(file, true), Ok(true))
+            && leads_to(path, file)
+            && file::size(file).is_ok_and(|size| size == 0)
+    };
+    match file::open(path, How { write: true, ..How::default() }) {
+        // While it is locked, so that nobody gets it who would have nothing then.
+        Ok(file) if is_unused(&file) => drop(created),
+        _ => created.keep(),
     }
 }
 

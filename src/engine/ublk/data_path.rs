@@ -142,7 +142,12 @@ impl FromStr for Wish {
 }
 
 /// The way to take, and why.
-pub(super) fn choose(wish: Wish, kernel: Features, stack: Capabilities) -> Result<(DataPath, String)> {
+pub(super) fn choose(
+    wish: Wish,
+    kernel: Features,
+    stack: Capabilities,
+    depth: u16,
+) -> Result<(DataPath, String)> {
     let sees_bytes = !stack.contains(Capabilities::HIDDEN_PAYLOAD);
     match wish {
         Wish::Exactly(path) => {
@@ -158,6 +163,11 @@ pub(super) fn choose(wish: Wish, kernel: Features, stack: Capabilities) -> Resul
                 return Err(
                     Error::new(Kind::Unsupported, what(), why).cure("leave the choice to --data-path auto")
                 );
+            }
+            if path.is_batch() && depth < 2 {
+                // The driver's list of what has come cannot be shorter (kfifo_alloc).
+                return Err(Error::invalid(what(), "with a depth of 1 there are no batches")
+                    .cure("give --depth 2 or more, or leave the choice to --data-path auto"));
             }
             Ok((path, format!("as asked for: {}", path.about())))
         }
@@ -187,7 +197,7 @@ mod tests {
         for kernel in [Features::empty(), OLD, Features::all()] {
             for wish in DATA_PATHS.map(Wish::Exactly).into_iter().chain([Wish::Auto]) {
                 if let Ok((path, _)) =
-                    choose(wish, kernel, Capabilities::all() - Capabilities::HIDDEN_PAYLOAD)
+                    choose(wish, kernel, Capabilities::all() - Capabilities::HIDDEN_PAYLOAD, 2)
                 {
                     assert!(!path.hides(), "{wish:?} {kernel:?}");
                 }
@@ -197,7 +207,7 @@ mod tests {
 
     #[test]
     fn auto_takes_what_the_kernel_has_and_a_wish_is_fulfilled_or_refused() {
-        let chosen = |wish, kernel| choose(wish, kernel, Capabilities::all()).map(|(path, _)| path);
+        let chosen = |wish, kernel| choose(wish, kernel, Capabilities::all(), 2).map(|(path, _)| path);
         assert_eq!(chosen(Wish::Auto, OLD).unwrap(), DataPath::Copy);
         assert_eq!(chosen(Wish::Auto, Features::all()).unwrap(), DataPath::AutoBuf);
         for path in DATA_PATHS {
@@ -206,6 +216,10 @@ mod tests {
         }
         let error = chosen(Wish::Exactly(DataPath::ZeroCopy), OLD).unwrap_err().to_string();
         assert!(error.contains("copy, user-copy, get-data;"), "{error}");
+        for path in DATA_PATHS {
+            let alone = choose(Wish::Exactly(path), Features::all(), Capabilities::all(), 1);
+            assert_eq!(alone.is_err(), path.is_batch(), "{path}");
+        }
         assert!("zerocopy".parse::<Wish>().unwrap_err().to_string().contains("auto-buf"));
     }
 }

@@ -109,7 +109,7 @@ impl Device {
         params::check(&geometry)?;
         let control = Control::open()?;
         let features = control.features()?;
-        let data_path = data_path::choose(options.data_path, features, stack.capabilities())?;
+        let data_path = data_path::choose(options.data_path, features, stack.capabilities(), options.depth)?;
         let max_io_size = max_io_size(&geometry, data_path.0);
         let parameters = params::params(&geometry, stack.capabilities(), max_io_size, data_path.0);
         let mut notes = stack.notes();

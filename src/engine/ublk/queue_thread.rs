@@ -96,7 +96,12 @@ impl Seat {
         }
         let context =
             QueueContext { ring: &ring, index: self.queue, depth: self.depth, max_io_size: self.max_io_size };
-        self.stack.serve(&context, &buffers, front)
+        let served = self.stack.serve(&context, &buffers, front);
+        if served.is_err() {
+            // A chain that nobody waited for may still have its commit read from there.
+            std::mem::forget(elements);
+        }
+        served
     }
 
     /// Inside the mask that the kernel names for this queue, as far as this process may run there.

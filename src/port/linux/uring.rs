@@ -49,7 +49,9 @@ impl Uring {
         for (name, setup) in SETUPS {
             let mut builder = IoUring::builder();
             setup(&mut builder);
-            builder.setup_cqsize(entries * 2).dontfork();
+            // All operations that slots can have, and what belongs to no slot: where completions do not fit, the
+            // kernel keeps them aside, and a multishot command that completes then loses its buffer for good.
+            builder.setup_cqsize(entries * OPERATIONS_PER_SLOT as u32).dontfork();
             match builder.build(entries) {
                 Ok(uring) => {
                     uring.submitter().register_files_sparse(files)?;
@@ -158,8 +160,9 @@ impl Uring {
             entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
         }
         loop {
-            // SAFETY: what an entry points at belongs to a slot or a transfer (or to the ring itself),
-            // and is neither reused nor unmapped before its completion was reaped.
+            // SAFETY: what an entry points at belongs to a slot or a transfer (or to the ring itself), and is
+            // neither reused nor unmapped before its completion was reaped; of a command that says nothing when
+            // it goes well, before its slot has come again.
             if unsafe { self.uring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
@@ -290,5 +293,9 @@ impl Drop for Uring {
         // Closing a ring gives its files back some time later; a device that is being deleted waits
         // for that. Nothing was registered where this fails.
         let _ = self.uring.submitter().unregister_files();
+        if self.provided.is_some() {
+            // Until the kernel has ended a multishot command it could still write to a buffer.
+            let _ = self.uring.submitter().unregister_buf_ring(Provided::GROUP);
+        }
     }
 }

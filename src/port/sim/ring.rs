@@ -63,8 +63,9 @@ impl Driver {
             Driver::Linux(uring) => uring.take_numbers(buffer, len, into),
             Driver::Simulated(ring) => {
                 let mut state = ring.handle.state();
-                if let Some(provided) = &mut state.rings[ring.ring].provided {
-                    provided.take(buffer, len / size_of::<u16>(), into);
+                let provided = state.rings[ring.ring].provided.as_mut();
+                if !provided.is_some_and(|provided| provided.take(buffer, len / size_of::<u16>(), into)) {
+                    state.fail(format!("buffer {buffer} was given back by somebody who had it not"));
                 }
             }
         }
@@ -147,6 +148,8 @@ pub(super) struct RingState {
     pub thread: ThreadId,
     pub files: Vec<Option<Object>>,
     done: VecDeque<Completion>,
+    /// How many fit.
+    room: usize,
     chains: Vec<Chain>,
     /// Timers that have not run out.
     timers: Vec<Token>,
@@ -170,6 +173,7 @@ impl SimRing {
             thread: handle.thread,
             files: vec![None; files as usize],
             done: VecDeque::new(),
+            room: 2 * OPERATIONS_PER_SLOT * usize::from(slots).max(4).next_power_of_two(),
             chains: Vec::new(),
             timers: Vec::new(),
             buffer_table: None,
@@ -278,10 +282,15 @@ impl Provided {
         Provided { room, free: (0..count).collect(), filled: vec![Vec::new(); usize::from(count)] }
     }
 
-    fn take(&mut self, buffer: u16, count: usize, into: &mut Vec<u16>) {
+    /// False where the server has no such buffer.
+    fn take(&mut self, buffer: u16, count: usize, into: &mut Vec<u16>) -> bool {
+        if self.free.contains(&buffer) || usize::from(buffer) >= self.filled.len() {
+            return false;
+        }
         let filled = std::mem::take(&mut self.filled[usize::from(buffer)]);
         into.extend(filled.into_iter().take(count));
         self.free.push_back(buffer);
+        true
     }
 }
 
@@ -369,7 +378,10 @@ impl State {
     fn post(&mut self, ring: usize, completion: Completion) {
         let to = &mut self.rings[ring];
         to.done.push_back(completion);
-        let thread = to.thread;
+        let (thread, overflows) = (to.thread, to.done.len() > to.room);
+        if overflows {
+            self.fail(format!("more completions than ring {ring} has room for"));
+        }
         let Completion { user_data, result, flags } = completion;
         self.note("completion", [ring as u64, user_data, result as u64, flags.into()]);
         self.wake(thread);

@@ -114,6 +114,10 @@ pub fn json(plan: &Plan, results: &Results) -> Value {
 pub fn verdict(plan: &Plan, results: &Results, peer: &str, bar: f64) -> bool {
     let alike = |ratio: &Ratio| ratio.ours.replace("blockhaus", peer) == ratio.theirs;
     let ratios: Vec<_> = ratios(plan, results, peer).into_iter().filter(alike).collect();
+    if ratios.is_empty() {
+        say::step(format!("no device of {peer} is like one of ours: there is nothing to compare"));
+        return false;
+    }
     let over: Vec<_> = ratios.iter().filter(|ratio| !within(ratio.value, bar)).collect();
     for Ratio { ours, theirs, column, value } in &over {
         say::step(format!("{ours}, {column}: {value:.4} times {theirs}, more than {bar}"));
@@ -124,7 +128,7 @@ pub fn verdict(plan: &Plan, results: &Results, peer: &str, bar: f64) -> bool {
     } else {
         say::step(format!("{} of {} columns are over {bar} times {peer}", over.len(), ratios.len()));
     }
-    over.is_empty() && !ratios.is_empty()
+    over.is_empty()
 }
 
 /// Not a number is not within any bar.

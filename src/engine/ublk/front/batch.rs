@@ -2,6 +2,7 @@
 //! requests for ever, and one command completes all that were served in a turn of the loop.
 
 use std::io;
+use std::marker::PhantomData;
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
 
@@ -40,6 +41,8 @@ struct Element {
 #[derive(Debug)]
 pub(in crate::engine::ublk) struct Elements {
     memory: Mapping,
+    /// Not to be shared with another thread.
+    thread: PhantomData<*mut u8>,
     depth: u16,
     /// The elements have 8 bytes, or 16.
     has_address: bool,
@@ -53,7 +56,7 @@ impl Elements {
         let count = u64::from(depth) * u64::from(ARRAYS + 1);
         let mut memory = Mapping::anonymous(count * size_of::<Element>() as u64, HugePages::Never)?;
         memory.touch();
-        Ok(Elements { memory, depth, has_address })
+        Ok(Elements { memory, thread: PhantomData, depth, has_address })
     }
 
     /// Bytes of one.
@@ -124,7 +127,8 @@ impl<'a> Batch<'a> {
             ring.register_buffer_table(seat.registered_tags)?;
             flags = BatchFlags::AUTO_BUF_REG_FALLBACK;
         }
-        // Each completion has a tag at least, and so there is always a buffer.
+        // Each completion has a tag at least, and so there is always a buffer, as long as completions fit the
+        // ring.
         let tags = seat.depth.min(TAGS_AT_ONCE);
         ring.provide_buffers(seat.depth.next_power_of_two(), u32::from(tags) * size_of::<u16>() as u32)?;
         let depth = usize::from(seat.depth);

@@ -187,10 +187,17 @@ impl State {
             return Err(format!("{who} was committed with an operation of its slot in flight"));
         }
         self.take_pages_back(id, queue, number)?;
+        let needs_address = self.driver.devices.get(&id).is_some_and(Device::maps);
+        if needs_address != (element.address != 0) {
+            return Err(format!("{who} has a buffer that it must not have, or none"));
+        }
+        // Before the data is taken: it is taken from there.
+        if let Some(tag) = self.tag(id, queue, number) {
+            tag.take_element(element);
+        }
         self.commit(id, queue, number, key, result);
         if let Some(tag) = self.tag(id, queue, number) {
             tag.state = TagState::Fetched;
-            tag.take_element(element);
         }
         Ok(())
     }

@@ -186,6 +186,7 @@ impl State {
         if header.dev_id != info.dev_id
             || info.nr_hw_queues == 0
             || !(1..=MAX_QUEUE_DEPTH).contains(&info.queue_depth)
+            || info.flags.contains(Features::BATCH_IO) && info.queue_depth < 2
             || (info.max_io_buf_bytes as usize) < page_size()
         {
             return no(libc::EINVAL);

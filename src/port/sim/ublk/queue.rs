@@ -144,6 +144,10 @@ impl State {
                 if let Err(why) = self.take_pages_back(id, queue, tag) {
                     return self.broken(ring, token, libc::EINVAL, why);
                 }
+                // The data is taken from the address in this command, not from the one before.
+                if let Some(known) = self.tag(id, queue, tag) {
+                    known.address = command.addr;
+                }
                 self.commit(id, queue, tag, request, command.result);
             }
             io_cmd::NEED_GET_DATA => {

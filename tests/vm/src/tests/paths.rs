@@ -47,6 +47,9 @@ fn refusals() -> Outcome {
     let file = format!("file:{},size=64M", home::path("refused.img"));
     if !has(BATCH_IO)? {
         refused(&["ram:64M", "--data-path", "batch-copy"], &["batch-copy", "kernel"], &["copy"])?;
+    } else {
+        let alone = ["ram:64M", "--data-path", "batch-copy", "--depth", "1"];
+        refused(&alone, &["batch-copy", "depth of 1"], &["--depth 2"])?;
     }
     if !hides()? {
         refused(&[&file, "--data-path", "auto-buf"], &["auto-buf", "kernel"], &["user-copy"])?;
