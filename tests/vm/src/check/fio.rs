@@ -192,6 +192,11 @@ impl Load {
         Ok(())
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.fio.ended(), Ok(Some(_)))
+    }
+
     /// Requires that it ends well within the time.
     pub fn ends_well(self, within: u64) -> Outcome {
         let ran = self.fio.wait(Duration::from_secs(within))?;
