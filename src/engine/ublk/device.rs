@@ -311,17 +311,17 @@ impl Added {
         }
     }
 
-    fn wait_for_seats(&self, told: &Receiver<QueueThread>) -> Result<Vec<QueueThread>> {
+    fn wait_for_seats(&self, told: &Receiver<Seated>) -> Result<Vec<QueueThread>> {
         let mut seats = Vec::new();
         let until = Instant::now() + SEAT_WAIT;
         while seats.len() < self.queues.len() {
             match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(seat) => seats.push(seat),
+                Ok(Ok(seat)) => seats.push(seat),
+                Ok(Err(why)) => return Err(Error::new(Kind::Failed, self.cannot_start(), why)),
                 Err(RecvTimeoutError::Timeout) => {
                     let why = format!("its queues were not ready within {} s", SEAT_WAIT.as_secs());
                     return Err(Error::new(Kind::Deadline, self.cannot_start(), why));
                 }
-                // Every thread has either told or ended, and one has not told.
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended_early()),
             }
         }
@@ -431,11 +431,24 @@ impl Drop for Added {
     }
 }
 
-fn start_thread(id: u32, seat: Seat, remote: Arc<Remote>, tell: Sender<QueueThread>) -> Result<QueueHandle> {
+/// What a queue's thread says once: that it is ready, or why it never was.
+type Seated = Result<QueueThread, String>;
+
+fn start_thread(id: u32, seat: Seat, remote: Arc<Remote>, tell: Sender<Seated>) -> Result<QueueHandle> {
     let ended = Arc::new(Mutex::new(None));
     let (queue, end) = (seat.queue, ended.clone());
     let body = move || {
-        let result = seat.serve(|report| drop(tell.send(report))).map_err(|error| error.to_string());
+        let mut is_seated = false;
+        let seated = |report| {
+            is_seated = true;
+            // Who has stopped waiting needs no word.
+            let _ = tell.send(Ok(report));
+        };
+        let result = seat.serve(seated).map_err(|error| error.to_string());
+        if let (false, Err(why)) = (is_seated, &result) {
+            // Said at once: the other queues' threads live on until the device goes.
+            let _ = tell.send(Err(why.clone()));
+        }
         *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
     };
     let thread = thread::spawn(format!("bh{id}-q{queue}"), body)
