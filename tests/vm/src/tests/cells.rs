@@ -168,6 +168,8 @@ fn partitions(device: &Attached) -> Outcome<u64> {
 }
 
 fn appear(path: &str) -> Outcome {
+    // When a writer has closed the disk, udev has the kernel read the partitions again: they go and come back.
+    Cmd::new("udevadm").args(["settle", "--timeout=30"]).timeout(60).ok()?;
     let there = || ["p1", "p2"].iter().all(|part| Path::new(&format!("{path}{part}")).exists());
     ensure!(
         wait_until(Duration::from_secs(5), there),
