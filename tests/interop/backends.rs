@@ -174,7 +174,11 @@ fn a_guest_of_a_queue_that_has_failed_is_sent_away() {
         assert!(guest.is_closed());
     }
     assert!(began.elapsed() < Duration::from_secs(5));
-    assert_eq!(open.exported.connections(), 0);
+    // A guest sees its end a moment before its place is free.
+    while open.exported.connections() != 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "places are lost");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let failure = open.exported.failure().unwrap();
     assert!(failure.contains("for show"), "{failure}");
     // No place was lost either: there are four.
@@ -204,7 +208,8 @@ fn a_queue_that_cannot_be_seated_says_at_once_why() {
         // A line when it serves, or none when it has ended.
         let (stdout, (tell, told)) = (child.stdout.take().unwrap(), mpsc::channel());
         let listens = std::thread::spawn(move || tell.send(BufReader::new(stdout).lines().next().is_some()));
-        let started = told.recv_timeout(Duration::from_secs(10));
+        // Less than the minute after which the threads that wait for the others would be given up.
+        let started = told.recv_timeout(Duration::from_secs(30));
         let _ = child.kill();
         let said = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
         let _ = listens.join();
