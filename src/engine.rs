@@ -2,4 +2,5 @@
 //! a backend.
 
 pub mod nbd;
+mod seating;
 pub mod ublk;

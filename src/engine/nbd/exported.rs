@@ -1,7 +1,7 @@
 //! The life of an export: queues seated → in the catalogue → out of it → desks closed and drained →
 //! threads joined → disk closed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::catalogue::{Catalogue, Choice};
 use super::desk::Desk;
@@ -9,18 +9,13 @@ use super::export::{self, SLOTS_OF_LONGEST};
 use super::front::Sizes;
 use super::report::Report;
 use super::seat::Seat;
+use crate::engine::seating::{Seating, Thread};
 use crate::error::{Error, Kind, Result};
 use crate::nbd::transmission::Rules;
 use crate::nbd::{Export, ExportFlags};
-use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use crate::port::clock::{Duration, Instant};
 use crate::port::remote::Remote;
 use crate::port::system;
-use crate::port::thread::{self, JoinHandle};
 use crate::queue::Stack;
-
-/// How long a queue thread may take to make its buffers and its ring.
-const SEAT_WAIT: Duration = Duration::from_secs(60);
 
 /// Most requests that a queue has in service at once.
 pub const MAX_DEPTH: u16 = 4096;
@@ -54,10 +49,8 @@ pub struct Options {
 }
 
 struct Queue {
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
     desk: Arc<Desk>,
-    /// Why it ended, once it has.
-    ended: Arc<Mutex<Option<Result<(), String>>>>,
 }
 
 /// An export that clients can choose, served by threads of this process. When it is dropped, all of
@@ -139,10 +132,7 @@ impl Exported {
 
     /// Why a queue ended by itself, if one did.
     pub fn failure(&self) -> Option<String> {
-        self.queues.iter().find_map(|queue| {
-            let ended = queue.ended.lock().unwrap_or_else(PoisonError::into_inner);
-            ended.as_ref().and_then(|end| end.clone().err())
-        })
+        self.queues.iter().find_map(|queue| queue.thread.failure())
     }
 
     /// Takes nothing new: nobody can choose it, and no request is begun. What was begun is answered,
@@ -162,7 +152,7 @@ impl Exported {
     pub fn has_ended(&self) -> bool {
         let mut all = true;
         for queue in &self.queues {
-            if queue.ended.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            if !queue.thread.has_ended() {
                 queue.desk.nudge();
                 all = false;
             }
@@ -182,10 +172,7 @@ impl Exported {
         }
         self.close(true);
         for queue in &mut self.queues {
-            if let Some(thread) = queue.thread.take() {
-                // A panic aborts the process, so that there is none to report here.
-                let _ = thread.join();
-            }
+            queue.thread.join();
         }
         if !self.is_shared {
             self.stack.close()?;
@@ -204,7 +191,7 @@ impl Exported {
             slots: self.options.depth.max(SLOTS_OF_LONGEST),
             connections: self.catalogue.max_connections(),
         };
-        let (tell, told) = bounded(usize::from(self.options.queues));
+        let mut seating = Seating::new(self.options.queues);
         for queue in 0..self.options.queues {
             let remote = Remote::new(sizes.slots)
                 .map_err(|error| Error::system(format!("cannot make queue {queue}"), error))?;
@@ -218,29 +205,16 @@ impl Exported {
                 remote,
                 desk: desk.clone(),
             };
-            self.queues.push(start_thread(seat, desk, tell.clone())?);
+            let name = format!("{}-q{queue}", self.export.name).replace('\0', "");
+            let left = desk.clone();
+            let thread = seating.start(name, move |seated| {
+                let served = seat.serve(|| seated(()));
+                left.end();
+                served
+            })?;
+            self.queues.push(Queue { thread, desk });
         }
-        drop(tell);
-        self.wait_for_seats(&told)
-    }
-
-    fn wait_for_seats(&self, told: &Receiver<Result<(), String>>) -> Result<()> {
-        let what = || format!("cannot export {:?}", self.export.name);
-        let until = Instant::now() + SEAT_WAIT;
-        for _ in &self.queues {
-            match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => return Err(Error::new(Kind::Failed, what(), why)),
-                Err(RecvTimeoutError::Timeout) => {
-                    let why = format!("the queues were not ready within {} s", SEAT_WAIT.as_secs());
-                    return Err(Error::new(Kind::Deadline, what(), why));
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::new(Kind::Failed, what(), "a queue ended"));
-                }
-            }
-        }
-        Ok(())
+        seating.wait(format!("cannot export {:?}", self.export.name)).map(drop)
     }
 }
 
@@ -266,28 +240,4 @@ fn check(options: &Options, max_connections: u16) -> Result<()> {
         return Err(Error::invalid(what, "nobody could connect").cure("allow at least one connection"));
     }
     Ok(())
-}
-
-fn start_thread(seat: Seat, desk: Arc<Desk>, tell: Sender<Result<(), String>>) -> Result<Queue> {
-    let ended = Arc::new(Mutex::new(None));
-    let (name, end) = (format!("{}-q{}", seat.name, seat.queue), ended.clone());
-    let left = desk.clone();
-    let body = move || {
-        let mut is_seated = false;
-        let seated = || {
-            is_seated = true;
-            // Who has stopped waiting needs no word.
-            let _ = tell.send(Ok(()));
-        };
-        let result = seat.serve(seated).map_err(|error| error.to_string());
-        if !is_seated {
-            // Said at once: the other queues' threads live on until somebody closes them.
-            let _ = tell.send(result.clone());
-        }
-        left.end();
-        *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-    };
-    let thread = thread::spawn(name.replace('\0', ""), body)
-        .map_err(|error| Error::system("cannot start the thread of a queue", error))?;
-    Ok(Queue { thread: Some(thread), desk, ended })
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_DEV_ID, ParamTypes, Params};
 
@@ -13,20 +13,17 @@ use super::data_path::{self, DataPath, Wish};
 use super::queue_thread::Seat;
 use super::report::{Memory, QueueThread, Report};
 use super::{MAX_HIDDEN_IO_SIZE, MAX_IO_SIZE, params};
+use crate::engine::seating::{Seating, Thread};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Capabilities, Geometry};
-use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::port::clock::{Deadline, Duration, Instant, sleep};
 use crate::port::node;
 use crate::port::remote::Remote;
 use crate::port::system::{cpu_count, page_size};
-use crate::port::thread::{self, JoinHandle};
 use crate::queue::Stack;
 
 /// How long a device node may take to appear, and udev to let go of it.
 const NODE_WAIT: Duration = Duration::from_secs(10);
-/// How long a queue thread may take to make its buffers and its ring.
-const SEAT_WAIT: Duration = Duration::from_secs(60);
 /// How long a stop right after a start is tried again, while the kernel still reads partitions.
 const SCAN_WAIT: Duration = Duration::from_secs(3);
 /// How long the id of a deleted device may stay taken before that is left to its last users.
@@ -83,16 +80,8 @@ impl std::fmt::Debug for Added {
 }
 
 struct QueueHandle {
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
     remote: Arc<Remote>,
-    /// Why it ended, once it has.
-    ended: Arc<Mutex<Option<Result<(), String>>>>,
-}
-
-impl QueueHandle {
-    fn failure(&self) -> Option<String> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|end| end.clone().err())
-    }
 }
 
 impl Device {
@@ -248,7 +237,7 @@ impl Added {
     }
 
     fn failure(&self) -> Option<String> {
-        self.queues.iter().find_map(QueueHandle::failure)
+        self.queues.iter().find_map(|queue| queue.thread.failure())
     }
 
     /// What the driver drops silently would make every later step a guess.
@@ -278,7 +267,7 @@ impl Added {
     fn seat_queues(&mut self, options: &Options) -> Result<Vec<QueueThread>> {
         let node = Arc::new(open_node(&PathBuf::from(format!("/dev/ublkc{}", self.id())))?);
         self.node = Some(node.clone());
-        let (tell, told) = bounded(usize::from(self.info.nr_hw_queues));
+        let mut seating = Seating::new(self.info.nr_hw_queues);
         for queue in 0..self.info.nr_hw_queues {
             let affinity = self.control.queue_affinity(self.id(), queue)?;
             let remote = Remote::new(self.info.queue_depth)
@@ -297,10 +286,13 @@ impl Added {
                 prevent_partition_scan: !options.partition_scan
                     && !self.info.flags.contains(Features::NO_AUTO_PART_SCAN),
             };
-            self.queues.push(start_thread(self.id(), seat, remote, tell.clone())?);
+            let name = format!("bh{}-q{queue}", self.id());
+            let thread = seating.start(name, move |seated| seat.serve(seated))?;
+            self.queues.push(QueueHandle { thread, remote });
         }
-        drop(tell);
-        self.wait_for_seats(&told)
+        let mut seats = seating.wait(self.cannot_start())?;
+        seats.sort_by_key(|seat: &QueueThread| seat.queue);
+        Ok(seats)
     }
 
     /// Bytes of a descriptor: the driver says so where it can be other than it always was.
@@ -309,24 +301,6 @@ impl Added {
             true => usize::from(self.info.io_desc_size),
             false => size_of::<IoDesc>(),
         }
-    }
-
-    fn wait_for_seats(&self, told: &Receiver<Seated>) -> Result<Vec<QueueThread>> {
-        let mut seats = Vec::new();
-        let until = Instant::now() + SEAT_WAIT;
-        while seats.len() < self.queues.len() {
-            match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Ok(seat)) => seats.push(seat),
-                Ok(Err(why)) => return Err(Error::new(Kind::Failed, self.cannot_start(), why)),
-                Err(RecvTimeoutError::Timeout) => {
-                    let why = format!("its queues were not ready within {} s", SEAT_WAIT.as_secs());
-                    return Err(Error::new(Kind::Deadline, self.cannot_start(), why));
-                }
-                Err(RecvTimeoutError::Disconnected) => return Err(self.ended_early()),
-            }
-        }
-        seats.sort_by_key(|seat: &QueueThread| seat.queue);
-        Ok(seats)
     }
 
     fn cannot_start(&self) -> String {
@@ -391,10 +365,7 @@ impl Added {
         for queue in &mut self.queues {
             // A stop gave all tags back, and the thread ends by itself; without one it is told.
             queue.remote.stop();
-            if let Some(thread) = queue.thread.take() {
-                // A panic aborts the process, so that there is none to report here.
-                let _ = thread.join();
-            }
+            queue.thread.join();
         }
         let failed = self.failure();
         self.node = None;
@@ -429,31 +400,6 @@ impl Drop for Added {
         // Whoever drops it is on the way out with an error of its own.
         let _ = self.take_down();
     }
-}
-
-/// What a queue's thread says once: that it is ready, or why it never was.
-type Seated = Result<QueueThread, String>;
-
-fn start_thread(id: u32, seat: Seat, remote: Arc<Remote>, tell: Sender<Seated>) -> Result<QueueHandle> {
-    let ended = Arc::new(Mutex::new(None));
-    let (queue, end) = (seat.queue, ended.clone());
-    let body = move || {
-        let mut is_seated = false;
-        let seated = |report| {
-            is_seated = true;
-            // Who has stopped waiting needs no word.
-            let _ = tell.send(Ok(report));
-        };
-        let result = seat.serve(seated).map_err(|error| error.to_string());
-        if let (false, Err(why)) = (is_seated, &result) {
-            // Said at once: the other queues' threads live on until the device goes.
-            let _ = tell.send(Err(why.clone()));
-        }
-        *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-    };
-    let thread = thread::spawn(format!("bh{id}-q{queue}"), body)
-        .map_err(|error| Error::system(format!("cannot start the thread of queue {queue}"), error))?;
-    Ok(QueueHandle { thread: Some(thread), remote, ended })
 }
 
 fn block_path(id: u32) -> PathBuf {
