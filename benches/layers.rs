@@ -21,6 +21,7 @@ use blockhaus::filter::offset::Offset;
 use blockhaus::filter::stripe::Stripe;
 use blockhaus::filter::throttle::{Limits, Throttle};
 use blockhaus::io::{Capabilities, Errno, Geometry, Io, IoResult};
+use blockhaus::metrics::QueueMetrics;
 use blockhaus::payload::Payload;
 use blockhaus::port::remote::Remote;
 use blockhaus::port::ring::Ring;
@@ -75,7 +76,7 @@ fn measure(stacks: &[&dyn Stack], count: u64) -> Vec<f64> {
         let mut marks = Vec::with_capacity(2);
         let mut mark = || marks.push(Instant::now());
         let mut front = Straight::new(DEPTH, LEN, SIZE / 2, WARM, count, &mut mark);
-        stack.serve(&context, &buffers, &mut front).expect("served");
+        stack.serve(&context, &buffers, &mut front, &QueueMetrics::new()).expect("served");
         assert_eq!(front.failed, 0);
         (marks[1] - marks[0]).as_nanos() as f64 / count as f64
     };

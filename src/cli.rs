@@ -37,8 +37,10 @@ mod gc;
 mod isolated;
 mod list;
 mod man;
+mod metrics;
 mod output;
 mod serve;
+mod stats;
 mod status;
 mod up;
 
@@ -70,6 +72,8 @@ enum Verb {
     Down(down::Arguments),
     List(list::Arguments),
     Status(status::Arguments),
+    Stats(stats::Arguments),
+    Metrics(metrics::Arguments),
     Features(features::Arguments),
     Gc(gc::Arguments),
     Completions(completions::Arguments),
@@ -118,6 +122,8 @@ fn perform(verb: Verb, table: &Arc<SpecTable>, background: bool) -> Result<ExitC
         Verb::Down(arguments) => down::run(arguments),
         Verb::List(arguments) => list::run(arguments),
         Verb::Status(arguments) => status::run(arguments),
+        Verb::Stats(arguments) => stats::run(arguments),
+        Verb::Metrics(arguments) => metrics::run(arguments),
         Verb::Features(arguments) => features::run(arguments),
         Verb::Gc(arguments) => gc::run(arguments),
         Verb::Completions(arguments) => completions::run(arguments, table),

@@ -25,7 +25,21 @@ pub enum Op {
     WriteZeroes,
 }
 
+/// Every kind of request.
+pub const OPS: [Op; 5] = [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes];
+
 impl Op {
+    /// As people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::Flush => "flush",
+            Op::Discard => "discard",
+            Op::WriteZeroes => "write-zeroes",
+        }
+    }
+
     /// Whether the request changes what the device holds.
     #[inline]
     pub const fn modifies(self) -> bool {

@@ -9,6 +9,7 @@ pub mod ring;
 pub mod scratch;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod spin;
 pub mod stream;
 
 #[cfg(not(feature = "sim"))]

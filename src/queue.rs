@@ -13,11 +13,13 @@ use crate::backend::dynamic::Dynamic;
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
 use crate::io::{Admission, Capabilities, Errno, Geometry, Io, IoResult, Op};
+use crate::metrics::QueueMetrics;
 use crate::payload::Place;
 use crate::port::remote::{Message, SlotWaker};
 use crate::port::ring::{Completion, Ring, Single, Token, turn_capacity};
 
 mod buffers;
+mod meter;
 
 /// Bytes of requests that the front end has yielded one by one and a turn of the loop begins, roughly, before it looks
 /// at what has come meanwhile; a request counts as a block at least. A client that sends requests faster than they are answered at once
@@ -26,6 +28,7 @@ const TURN_LEN: u64 = 64 << 20;
 const LEAST_LEN: u64 = 4096;
 
 pub use buffers::Buffers;
+use meter::Meter;
 
 /// What came of a command of a front end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +119,14 @@ pub trait Stack: Send + Sync {
     fn started(&self);
     /// Makes everything durable, after the last queue.
     fn close(&self) -> Result<()>;
-    /// Serves one queue on this thread until its front end has finished.
-    fn serve(&self, context: &QueueContext<'_>, buffers: &Buffers, front: &mut dyn FrontEnd) -> Result<()>;
+    /// Serves one queue on this thread until its front end has finished, and counts what it does.
+    fn serve(
+        &self,
+        context: &QueueContext<'_>,
+        buffers: &Buffers,
+        front: &mut dyn FrontEnd,
+        metrics: &QueueMetrics,
+    ) -> Result<()>;
     /// As a backend, for a filter to stand on.
     fn into_backend(self: Arc<Self>) -> Dynamic;
 }
@@ -147,7 +156,13 @@ impl<B: Backend> Stack for B {
         Backend::close(self)
     }
 
-    fn serve(&self, context: &QueueContext<'_>, buffers: &Buffers, front: &mut dyn FrontEnd) -> Result<()> {
+    fn serve(
+        &self,
+        context: &QueueContext<'_>,
+        buffers: &Buffers,
+        front: &mut dyn FrontEnd,
+        metrics: &QueueMetrics,
+    ) -> Result<()> {
         let queue = self.open_queue(context)?;
         let ring = context.ring;
         let admission = Admission::new(&Backend::geometry(self), Backend::capabilities(self));
@@ -175,8 +190,17 @@ impl<B: Backend> Stack for B {
             }
         };
         let slots = Slots::new(ring, context.depth, &task);
-        let mut turns =
-            Turns { ring, front, slots, admit, task: &task, stopping: false, alone: false, left: TURN_LEN };
+        let mut turns = Turns {
+            ring,
+            front,
+            slots,
+            admit,
+            task: &task,
+            meter: Meter::new(metrics),
+            stopping: false,
+            alone: false,
+            left: TURN_LEN,
+        };
         let result = turns.run();
         turns.drain();
         result
@@ -201,6 +225,8 @@ enum Admitted {
 struct Slot<F> {
     task: Pin<Box<Option<F>>>,
     io: Option<Io>,
+    /// When the request came, or [`COUNTED`].
+    arrived_ns: u64,
     /// The request is served by a chain, whose end says how it went.
     chained: bool,
     /// Set when the task has ended before all its operations have.
@@ -208,6 +234,9 @@ struct Slot<F> {
     waker: Waker,
     woken: Arc<SlotWaker>,
 }
+
+/// For a moment: the request went as a chain, and was counted then.
+const COUNTED: u64 = u64::MAX;
 
 /// All slots of a queue; everything they will ever need is allocated here.
 struct Slots<F> {
@@ -226,7 +255,7 @@ impl<F: Future<Output = IoResult>> Slots<F> {
     fn new(ring: &Ring, depth: u16, _task: &impl Fn(Io) -> F) -> Slots<F> {
         let slot = |number| {
             let (waker, woken) = ring.remote().waker(number);
-            Slot { task: Box::pin(None), io: None, chained: false, result: None, waker, woken }
+            Slot { task: Box::pin(None), io: None, arrived_ns: 0, chained: false, result: None, waker, woken }
         };
         Slots { slots: (0..depth).map(slot).collect(), in_service: 0, single: 0, chained: 0 }
     }
@@ -239,6 +268,7 @@ struct Turns<'a, F, A, T> {
     slots: Slots<F>,
     admit: A,
     task: &'a T,
+    meter: Meter<'a>,
     stopping: bool,
     /// This turn of the loop has one completion to react to.
     alone: bool,
@@ -261,6 +291,7 @@ where
             let submitted = if goes_on { self.ring.submit() } else { self.ring.submit_and_wait() };
             submitted.map_err(ring_failed)?;
             self.ring.completions(&mut completions);
+            self.meter.begin_turn();
             self.alone = completions.len() == 1;
             let mut rest = completions.iter();
             let result = rest.try_for_each(|completion| self.react(completion));
@@ -276,6 +307,7 @@ where
             while self.front.end_turn(self.ring, self.left == 0)? && self.left != 0 {
                 self.begin_all()?;
             }
+            self.meter.end_turn();
         }
         Ok(())
     }
@@ -343,7 +375,7 @@ where
             Token::Single(slot) => self.single_ended(slot, completion.result),
             // It has failed, or moved too little, and so the command behind it was cancelled.
             Token::Chained(slot) => match self.end_of_chain(slot.into()) {
-                Some(io) => self.serve(io),
+                Some(io) => self.serve(io, COUNTED),
                 None => Ok(()),
             },
             Token::Wake => self.ring.arm_wake().map_err(ring_failed),
@@ -384,21 +416,39 @@ where
             // The slot's next request says that its last one was completed.
             let _ = self.end_of_chain(io.slot.into());
         }
-        match (self.admit)(&io) {
-            Admitted::Over(result) => self.front.complete(self.ring, &io, result),
-            Admitted::Single(single, place) if alone && self.front.can_chain(&io) => {
-                self.start_chain(io, single, place)
-            }
-            Admitted::Single(single, place) => self.start_single(io, single, place),
-            Admitted::Task => self.serve(io),
+        let admitted = (self.admit)(&io);
+        if alone
+            && let Admitted::Single(single, place) = &admitted
+            && self.front.can_chain(&io)
+            && !self.meter.wants_no_chain(&io)
+        {
+            return self.start_chain(io, *single, *place);
         }
+        let arrived_ns = self.meter.arrived();
+        match admitted {
+            Admitted::Over(result) => self.complete(&io, result, arrived_ns),
+            Admitted::Single(single, place) => self.start_single(io, arrived_ns, single, place),
+            Admitted::Task => self.serve(io, arrived_ns),
+        }
+    }
+
+    /// A request of this front end's has been served, or has failed.
+    #[inline(always)]
+    fn complete(&mut self, io: &Io, result: IoResult, arrived_ns: u64) -> Result<()> {
+        match arrived_ns {
+            COUNTED => self.meter.unchained(io, result),
+            _ => self.meter.completed(io, result, arrived_ns),
+        }
+        self.front.complete(self.ring, io, result)
     }
 
     /// Starts the task of a request. Not inlined, as what follows is much longer than all the rest.
     #[inline(never)]
-    fn serve(&mut self, io: Io) -> Result<()> {
+    fn serve(&mut self, io: Io, arrived_ns: u64) -> Result<()> {
         let task = (self.task)(io);
-        self.take_slot(io).task.set(Some(task));
+        let slot = self.take_slot(io);
+        slot.arrived_ns = arrived_ns;
+        slot.task.set(Some(task));
         self.slots.in_service += 1;
         self.advance(io.slot)
     }
@@ -425,8 +475,10 @@ where
 
     /// Starts the one operation of a request.
     #[inline(always)]
-    fn start_single(&mut self, io: Io, single: Single, place: Place) -> Result<()> {
-        self.take_slot(io).chained = false;
+    fn start_single(&mut self, io: Io, arrived_ns: u64, single: Single, place: Place) -> Result<()> {
+        let slot = self.take_slot(io);
+        slot.chained = false;
+        slot.arrived_ns = arrived_ns;
         self.ring.start_single(single, io.op == Op::Write, place).map_err(ring_failed)?;
         self.slots.single += 1;
         self.slots.in_service += 1;
@@ -440,6 +492,7 @@ where
     fn start_chain(&mut self, io: Io, single: Single, place: Place) -> Result<()> {
         self.take_slot(io).chained = true;
         self.slots.chained += 1;
+        self.meter.chained(&io);
         self.ring.start_chained(single, io.op == Op::Write, place).map_err(ring_failed)?;
         self.front.chain(self.ring, &io)
     }
@@ -450,9 +503,10 @@ where
         self.slots.single -= 1;
         self.slots.in_service -= 1;
         let Some(io) = self.give_slot_back(number) else { return Ok(()) };
+        let arrived_ns = self.slots.slots[usize::from(number)].arrived_ns;
         match u64::try_from(result) == Ok(io.len) {
-            true => self.front.complete(self.ring, &io, Ok(())),
-            false => self.serve(io),
+            true => self.complete(&io, Ok(()), arrived_ns),
+            false => self.serve(io, arrived_ns),
         }
     }
 
@@ -491,9 +545,10 @@ where
             && self.ring.slot(number).in_flight() == 0
         {
             slot.result = None;
+            let arrived_ns = slot.arrived_ns;
             self.slots.in_service -= 1;
             if let Some(io) = self.give_slot_back(number) {
-                return self.front.complete(self.ring, &io, result);
+                return self.complete(&io, result, arrived_ns);
             }
         }
         Ok(())

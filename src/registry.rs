@@ -30,6 +30,7 @@ pub mod devices;
 pub mod down;
 pub mod isolated;
 pub mod servers;
+pub mod statistics;
 pub mod survey;
 
 /// The variable that names another folder than [`DEFAULT_FOLDER`].

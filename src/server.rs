@@ -32,14 +32,18 @@ mod stopping;
 
 pub use plan::{Change, Engines, Entrance, Job, Key, Offering, Plan, Ready, Service, Shown, Source};
 
+use clients::Question;
 use network::Network;
 use presence::Presence;
 use reloading::Reloading;
 use served::{Around, Event, Phase, Served, What};
 use stopping::Stopped;
 
-/// How often the main thread looks whether a queue has failed.
+/// How often the main thread looks at what goes on.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// And where nothing goes on of which it would not be told.
+const LOOK_SELDOM: Duration = Duration::from_secs(60);
 
 /// For how long after a refused signal the next one forces.
 const SECOND_SIGNAL: Duration = Duration::from_secs(60);
@@ -116,6 +120,8 @@ struct Server {
     told: bool,
     /// Why the process ends, where it was not a wish.
     error: Option<Error>,
+    /// How long nobody looks while all is quiet.
+    longest_sleep: Duration,
 }
 
 impl Server {
@@ -138,6 +144,7 @@ impl Server {
             ending: false,
             told: false,
             error: None,
+            longest_sleep: LOOK_SELDOM,
         })
     }
 
@@ -147,7 +154,8 @@ impl Server {
         let mut polled = vec![(self.signals.as_fd(), false), (self.woken.as_fd(), false)];
         polled.extend(self.served.iter().flat_map(|served| served.clients.polled()));
         polled.extend(self.presence.iter().flat_map(Presence::polled));
-        socket::poll(&polled, LOOK_EVERY).map_err(|error| Error::system("cannot wait for events", error))?;
+        let patience = if self.is_quiet() { self.longest_sleep } else { LOOK_EVERY };
+        socket::poll(&polled, patience).map_err(|error| Error::system("cannot wait for events", error))?;
         drop(polled);
         while let Some(signal) = self.signals.take() {
             self.signalled(signal);
@@ -164,9 +172,16 @@ impl Server {
         let mut wishes: Vec<_> =
             self.served.iter_mut().flat_map(|served| served.serve_clients(&self.around)).collect();
         let served = &self.served;
-        let exports =
-            || Reply::Exports { exports: served.iter().filter_map(Served::export_status).collect() };
-        wishes.extend(self.presence.as_mut().and_then(|presence| presence.serve(&exports)));
+        let answer = |question| match question {
+            Question::State => {
+                Reply::Exports { exports: served.iter().filter_map(Served::export_status).collect() }
+            }
+            Question::Stats => {
+                let others = served.iter().filter(|served| !served.is_device());
+                Reply::Stats { disks: others.flat_map(Served::stats).collect() }
+            }
+        };
+        wishes.extend(self.presence.as_mut().and_then(|presence| presence.serve(&answer)));
         if let Some(wish) =
             wishes.into_iter().filter(|wish| wish.all).reduce(|a, b| if a.force { a } else { b })
         {
@@ -177,6 +192,16 @@ impl Server {
         self.settle_reload();
         self.served.retain(|served| !served.is_over());
         Ok(self.served.is_empty() && (self.ending || !self.reloading.is_busy()))
+    }
+
+    /// Whether all disks are there, nobody is connected, and nothing is being changed: whatever happens next wakes
+    /// the main thread.
+    fn is_quiet(&self) -> bool {
+        self.handed_over
+            && !self.ending
+            && !self.reloading.is_busy()
+            && self.presence.as_ref().is_none_or(Presence::is_quiet)
+            && self.served.iter().all(Served::is_quiet)
     }
 
     /// Starts what may start now. One after the other until each has its id, so that ids are given

@@ -11,8 +11,9 @@ use crate::config::changes::changes;
 use crate::config::file::{self, At, Config, Device, Disk, Export, Listen, Nbd};
 use crate::config::limits::Limits;
 use crate::engine::nbd;
-use crate::engine::ublk::{Options, Wish};
+use crate::engine::ublk::{Load, Options, Wish};
 use crate::error::{Error, Kind, Result};
+use crate::port::clock::Duration;
 use crate::port::system;
 use crate::server::exports::{self, Address};
 use crate::server::{Change, Engines, Entrance, Job, Key, Offering, Plan, Source};
@@ -46,6 +47,7 @@ pub fn check(path: &Path, table: &SpecTable) -> Result<Config> {
     let mut places: BTreeMap<Place, (usize, bool)> = BTreeMap::new();
     for device in &config.devices {
         data_path(&device.part).map_err(|error| in_line(&name, device.line, &error))?;
+        load(&device.part).map_err(|error| in_line(&name, device.line, &error))?;
     }
     let devices = config.devices.iter().map(|device| (device.line, &device.part.disk));
     let exports = config.exports.iter().map(|export| (export.line, &export.part.disk));
@@ -202,6 +204,10 @@ fn data_path(device: &Device) -> Result<Wish> {
     device.data_path.as_deref().map_or(Ok(Wish::Auto), str::parse)
 }
 
+fn load(device: &Device) -> Result<Load> {
+    device.load.as_deref().map_or(Ok(Load::Any), str::parse)
+}
+
 fn open(part: &Part, table: &SpecTable, notes: Vec<String>) -> Result<Plan> {
     let disk = part.disk();
     let (engines, engine_unit) = match part {
@@ -223,6 +229,8 @@ fn of_device(device: &Device) -> Result<Engines> {
         depth: device.depth,
         partition_scan: device.partition_scan,
         data_path: data_path(device)?,
+        load: load(device)?,
+        spin: Duration::from_micros(device.spin_us.into()),
         registered_tags: None,
     };
     Ok(match &device.export {
@@ -442,6 +450,7 @@ mod tests {
             (&device("rma:1G", ""), "did you mean ram?"),
             (&device("ram:1M", "filters = [\"lgo\"]"), "did you mean log?"),
             (&device("ram:1M", "data-path = \"by-hand\""), "by-hand"),
+            (&device("ram:1M", "for = \"speed\""), "speed"),
             (nowhere.as_str(), "line 4: cannot use /nowhere/at-all"),
         ] {
             let error = scene.reload(text, &[0]).err().unwrap().to_string();

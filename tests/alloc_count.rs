@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use blockhaus::backend::{file, null::Null, ram::Ram};
-use blockhaus::engine::ublk::{DATA_PATHS, Device, Options, Wish};
+use blockhaus::engine::ublk::{DATA_PATHS, Device, Load, Options, Wish};
 use blockhaus::error::Kind;
 use blockhaus::queue::Stack;
 use counting::Counting;
@@ -72,6 +73,8 @@ fn main() -> ExitCode {
             depth: 32,
             partition_scan: false,
             data_path,
+            load: Load::Any,
+            spin: Duration::ZERO,
             registered_tags: None,
         };
         let device = match Device::start(stack, &options, &mut |_| Ok(())) {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("error", &[]),
+    ("metrics", &["io"]),
     ("nbd", &["io", "error"]),
     ("payload", &["io"]),
     ("port", &["io", "payload"]),
@@ -17,18 +18,19 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("sandbox", &["port"]),
     ("backend", &["error", "holders", "io", "payload", "port"]),
     ("filter", &["backend", "error", "io", "payload", "port"]),
-    ("queue", &["backend", "error", "io", "payload", "port"]),
-    ("engine", &["backend", "error", "io", "nbd", "port", "queue"]),
+    ("queue", &["backend", "error", "io", "metrics", "payload", "port"]),
+    ("engine", &["backend", "error", "io", "metrics", "nbd", "port", "queue"]),
     ("config", &["error"]),
     ("stack", &["backend", "config", "error", "filter", "io", "queue"]),
-    ("registry", &["engine", "error", "holders", "port"]),
-    ("server", &["engine", "error", "holders", "nbd", "port", "queue", "registry"]),
+    ("registry", &["engine", "error", "holders", "metrics", "port"]),
+    ("exporter", &["error", "metrics", "port", "registry"]),
+    ("server", &["engine", "error", "holders", "metrics", "nbd", "port", "queue", "registry"]),
     ("up", &["config", "engine", "error", "port", "server", "stack"]),
     (
         "cli",
         &[
-            "config", "engine", "error", "holders", "nbd", "port", "registry", "sandbox", "server", "stack",
-            "up",
+            "config", "engine", "error", "exporter", "holders", "metrics", "nbd", "port", "registry",
+            "sandbox", "server", "stack", "up",
         ],
     ),
 ];

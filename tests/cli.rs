@@ -3,8 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const VERBS: [&str; 11] =
-    ["attach", "serve", "detach", "up", "down", "list", "status", "features", "gc", "completions", "man"];
+const VERBS: [&str; 13] = [
+    "attach",
+    "serve",
+    "detach",
+    "up",
+    "down",
+    "list",
+    "status",
+    "stats",
+    "metrics",
+    "features",
+    "gc",
+    "completions",
+    "man",
+];
 
 /// A folder of its own for the state, so that no test sees what runs on this machine.
 struct Host {
@@ -95,6 +108,8 @@ fn bad_input_names_the_thing_and_the_cure() {
         (&["attach", "ram:12Q"], &["\"Q\"", "4096, 64K"]),
         (&["attach", "ram:64K", "--depth", "0"], &["depth 0", "1 to 4096"]),
         (&["attach", "ram:64K", "--depth", "5000"], &["depth 5000", "1 to 4096"]),
+        (&["attach", "ram:64K", "--for", "speed"], &["speed", "latency, throughput"]),
+        (&["attach", "ram:64K", "--spin-us", "1001"], &["1001 us", "0 to 1000"]),
         (&["attach", "ram:64K", "--queues", "0"], &["0 queues"]),
         (&["attach", "ram:64K", "--queues", "60000"], &["60000 queues", "CPUs", "--queues "]),
         (&["attach", "ram:64K", "--id", "4000000000"], &["4000000000", "1048575"]),
@@ -111,6 +126,10 @@ fn bad_input_names_the_thing_and_the_cure() {
         (&["detach", "/dev/null"], &["/dev/null", "blockhaus list"]),
         (&["status", "7777"], &["/dev/ublkb7777", "blockhaus list"]),
         (&["status", "seven"], &["seven", "blockhaus list"]),
+        (&["stats", "7777"], &["7777", "blockhaus list"]),
+        (&["stats", "seven"], &["seven", "blockhaus list"]),
+        (&["metrics", "--listen", "nowhere"], &["nowhere", "HOST:PORT"]),
+        (&["metrics", "--listen", "0.0.0.0:0"], &["0.0.0.0", "other machines", "--insecure-listen"]),
         (&["man", "/nowhere"], &["/nowhere"]),
     ] {
         for foreground in [false, true] {
@@ -140,6 +159,9 @@ fn a_command_line_without_sense_is_usage() {
         &["attach"],
         &["attach", "ram:1M", "--depth", "many"],
         &["atach", "ram:1M"],
+        &["stats"],
+        &["stats", "0", "--every", "0"],
+        &["stats", "0", "--count", "3"],
         &["completions", "clay-tablet"],
     ] {
         host.fails(2, arguments);
@@ -177,6 +199,8 @@ fn an_empty_host_is_no_error() {
     assert_eq!(host.works(&["gc"]), "");
     assert_eq!(host.works(&["gc", "--foreign", "--json"]), "[]\n");
     assert_eq!(host.works(&["detach", "--all"]), "");
+    let metrics = host.works(&["metrics"]);
+    assert!(metrics.lines().all(|line| line.starts_with('#')) && metrics.ends_with("# EOF\n"), "{metrics}");
 }
 
 #[test]

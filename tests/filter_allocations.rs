@@ -14,6 +14,7 @@ use blockhaus::filter::offset::Offset;
 use blockhaus::filter::stripe::Stripe;
 use blockhaus::filter::throttle::{Limits, Throttle};
 use blockhaus::io::Errno;
+use blockhaus::metrics::QueueMetrics;
 use blockhaus::port::remote::Remote;
 use blockhaus::port::ring::Ring;
 use blockhaus::queue::{Buffers, Stack};
@@ -55,7 +56,7 @@ fn allocations(stack: &dyn Stack, len: u64) -> u64 {
     let mut mark = || marks.push(ALLOCATIONS.get());
     let size = stack.geometry().size;
     let mut front = Straight::new(DEPTH, len, size - size % len, WARM, COUNT, &mut mark);
-    stack.serve(&context, &buffers, &mut front).unwrap();
+    stack.serve(&context, &buffers, &mut front, &QueueMetrics::new()).unwrap();
     assert_eq!((front.failed, front.asked), (0, WARM + COUNT));
     stack.close().unwrap();
     marks[1] - marks[0]

@@ -17,6 +17,7 @@ use blockhaus::backend::file::{self, Direct};
 use blockhaus::backend::null::Null;
 use blockhaus::error::{Error, Result};
 use blockhaus::io::{Errno, Flags, Io, IoResult, Op};
+use blockhaus::metrics::{QueueMetrics, Stats};
 use blockhaus::port::remote::Remote;
 use blockhaus::port::ring::{Completion, FixedFile, Ring};
 use blockhaus::queue::{Arrival, Buffers, FrontEnd, Stack};
@@ -71,7 +72,7 @@ impl FrontEnd for Front {
 }
 
 /// A disk of four blocks whose file ends in the middle of the third.
-fn run(chains: bool, reads: &[u64]) -> (Result<()>, Vec<(u64, IoResult)>) {
+fn run(chains: bool, reads: &[u64]) -> (Result<()>, Vec<(u64, IoResult)>, Stats) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     let options =
@@ -91,16 +92,23 @@ fn run(chains: bool, reads: &[u64]) -> (Result<()>, Vec<(u64, IoResult)>) {
         ended: 0,
     };
     let context = QueueContext { ring: &ring, index: 0, depth: 1, max_io_size: BLOCK as u32 };
-    let result = disk.serve(&context, &buffers, &mut front);
-    (result, front.committed)
+    let metrics = Arc::new(QueueMetrics::new());
+    let result = disk.serve(&context, &buffers, &mut front, &metrics);
+    (result, front.committed, Stats::of(&[metrics]))
 }
 
 /// Short, and then nothing at all: an error, never half a block, and the queue goes on.
 #[test]
 fn what_one_operation_does_not_serve_whole_is_served_again() {
     for chains in [false, true] {
-        let (result, committed) = run(chains, &[0, 2, 1, 3, 0]);
+        let (result, committed, stats) = run(chains, &[0, 2, 1, 3, 0]);
         result.unwrap();
+        // Each once, whether its chain went through or came back.
+        let reads = &stats.ops[Op::Read as usize];
+        assert_eq!((reads.requests, reads.bytes, reads.errors), (5, 5 * BLOCK, 2), "chains: {chains}");
+        assert_eq!(stats.in_flight(), 0, "chains: {chains}");
+        let measured = reads.latency.map_or(0, |latency| latency.measured);
+        assert_eq!(measured, if chains { 1 } else { 5 });
         let errors = [(2 * BLOCK, Err(Errno::EIO)), (3 * BLOCK, Err(Errno::EIO))];
         let expected = [errors[0], (BLOCK, Ok(())), errors[1], (0, Ok(()))];
         assert_eq!(committed, expected, "chains: {chains}");
@@ -167,7 +175,7 @@ fn a_front_end_that_never_runs_out_of_requests_is_still_spoken_to() {
             remote.notify_front();
         });
         let mut front = Endless { began: &began, asked: 0, told: 0 };
-        stack.serve(&context, &buffers, &mut front).unwrap();
+        stack.serve(&context, &buffers, &mut front, &QueueMetrics::new()).unwrap();
     });
 }
 
@@ -213,7 +221,9 @@ fn a_failure_waits_for_what_is_in_flight_and_not_for_what_has_ended() {
         let null = File::open("/dev/null").unwrap();
         let mut front = Failing { null: ring.register_file(null.as_raw_fd()).unwrap() };
         let context = QueueContext { ring: &ring, index: 0, depth: 1, max_io_size: BLOCK as u32 };
-        sender.send(disk.serve(&context, &buffers, &mut front).unwrap_err().to_string()).unwrap();
+        sender
+            .send(disk.serve(&context, &buffers, &mut front, &QueueMetrics::new()).unwrap_err().to_string())
+            .unwrap();
     });
     let said = receiver.recv_timeout(Duration::from_secs(20)).expect("the queue waits for ever");
     assert!(said.contains("it has failed"), "{said}");

@@ -58,9 +58,20 @@ pub(super) struct Arguments {
 
     /// How the bytes travel between the kernel and the server: auto, copy, user-copy, get-data,
     /// zero-copy, auto-buf, batch-copy or batch-auto-buf. auto takes what is best for this kernel and this
-    /// disk without knowing the load, and status says why.
+    /// disk, and status says why.
     #[arg(long, value_name = "PATH", default_value = "auto")]
     data_path: String,
+
+    /// What auto is to choose the data path for: latency (few requests at once, each of which somebody waits
+    /// for), throughput (many at once: they go in batches where the kernel can), or any.
+    #[arg(long = "for", value_name = "LOAD", default_value = "any")]
+    load: String,
+
+    /// Look for work for so long before a queue's thread sleeps, at most: 0 to 1000 microseconds. It saves the time
+    /// that a wake-up takes and costs as much of a processor as it looks; a queue that is idle for longer sleeps at
+    /// once.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    spin_us: u32,
 
     /// Leave only so many tags a place in the table of buffers (for tests of the fallback).
     #[arg(long, value_name = "N", hide = true)]
@@ -143,6 +154,8 @@ fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
         depth: disk::depth(arguments.depth)?,
         partition_scan: !arguments.no_partition_scan,
         data_path: arguments.data_path.parse()?,
+        load: arguments.load.parse()?,
+        spin: disk::spin(arguments.spin_us)?,
         registered_tags: arguments.test_registered_tags,
     };
     Ok((open, options))

@@ -3,6 +3,7 @@
 use crate::config::Spec;
 use crate::config::limits::Outside;
 use crate::error::{Error, Result};
+use crate::port::clock::Duration;
 use crate::up;
 
 /// A number of queues.
@@ -18,6 +19,12 @@ pub(super) fn depth(asked: u32) -> Result<u16> {
 /// N of /dev/ublkbN.
 pub(super) fn id(asked: u32) -> Result<u32> {
     up::limits().id(asked.into()).map_err(|outside| refused("--id", outside))
+}
+
+/// A time in microseconds to look for work.
+pub(super) fn spin(asked_us: u32) -> Result<Duration> {
+    let spin_us = up::limits().spin_us(asked_us.into()).map_err(|outside| refused("--spin-us", outside))?;
+    Ok(Duration::from_micros(spin_us.into()))
 }
 
 /// A logical block size in bytes.

@@ -93,6 +93,10 @@ pub struct Device {
     pub partition_scan: bool,
     /// The way for the bytes, by its name, where one was asked for.
     pub data_path: Option<String>,
+    /// What the load will be like, by its name, where that was said.
+    pub load: Option<String>,
+    /// How long a queue's thread looks for work before it sleeps, at most, in microseconds.
+    pub spin_us: u16,
     /// What NBD clients ask for to get the same disk, where they can.
     pub export: Option<String>,
 }
@@ -194,8 +198,25 @@ fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
     let (queues, depth) = queues(section, limits)?;
     let partition_scan = section.flag("partition-scan")?.unwrap_or(true);
     let data_path = section.text("data-path", "\"auto\"")?.map(|text| text.value.to_owned());
+    let load = section.text("for", "\"throughput\"")?.map(|text| text.value.to_owned());
+    let spin_us = match section.number("spin-us", "50")? {
+        Some(spin) => {
+            limits.spin_us(spin.value).map_err(|outside| section.outside("spin-us", spin.at, outside))?
+        }
+        None => 0,
+    };
     let export = section.text("export", "\"disk\"")?.map(|name| export_name(section, name)).transpose()?;
-    Ok(Device { disk: disk(section, limits)?, id, queues, depth, partition_scan, data_path, export })
+    Ok(Device {
+        disk: disk(section, limits)?,
+        id,
+        queues,
+        depth,
+        partition_scan,
+        data_path,
+        load,
+        spin_us,
+        export,
+    })
 }
 
 /// Number of queues, and requests that each takes at once.

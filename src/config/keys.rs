@@ -45,6 +45,18 @@ pub const KEYS: &[Key] = &[
         "\"PATH\"",
         "How the bytes travel: auto, copy, user-copy, get-data, zero-copy, auto-buf, batch-copy or batch-auto-buf (auto).",
     ),
+    key(
+        DEVICE,
+        "for",
+        "\"LOAD\"",
+        "What auto is to choose the data path for: latency, throughput or any (any).",
+    ),
+    key(
+        DEVICE,
+        "spin-us",
+        "N",
+        "How long a queue's thread looks for work before it sleeps, at most, 0 to 1000 microseconds (0).",
+    ),
     key(DEVICE, "filters", "[\"NAME,key=value\", …]", FILTERS),
     key(
         DEVICE,

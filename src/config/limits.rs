@@ -5,6 +5,9 @@ use super::parse_size;
 /// Deepest queue that the driver takes.
 pub const MAX_DEPTH: u16 = blockhaus_uapi::ublk::MAX_QUEUE_DEPTH;
 
+/// Longest that a thread looks for work, in microseconds: what is longer gives a processor away.
+pub const MAX_SPIN_US: u16 = 1000;
+
 /// One more than the highest id that the driver takes (UBLK_MINORS).
 pub const IDS: u32 = 1 << 20;
 
@@ -54,6 +57,15 @@ impl Limits {
             what: format!("cannot have id {wanted}"),
             why: format!("ids are 0 to {}", IDS - 1),
             instead: Vec::new(),
+        })
+    }
+
+    /// How long a queue's thread looks for work before it sleeps, in microseconds.
+    pub fn spin_us(&self, wanted: u64) -> Result<u16, Outside> {
+        u16::try_from(wanted).ok().filter(|spin_us| *spin_us <= MAX_SPIN_US).ok_or_else(|| Outside {
+            what: format!("cannot look for work for {wanted} us"),
+            why: format!("a thread may look for 0 to {MAX_SPIN_US} us before it sleeps"),
+            instead: vec![wanted.clamp(0, u64::from(MAX_SPIN_US)).to_string()],
         })
     }
 

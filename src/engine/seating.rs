@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Alarm;
 use crate::error::{Error, Kind, Result};
 use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::port::clock::{Duration, Instant};
@@ -49,13 +50,14 @@ pub(super) struct Seating<T> {
     tell: Sender<Result<T, String>>,
     told: Receiver<Result<T, String>>,
     started: usize,
+    alarm: Alarm,
 }
 
 impl<T: Send + 'static> Seating<T> {
-    /// For so many threads.
-    pub fn new(queues: u16) -> Seating<T> {
+    /// For so many threads; `alarm` rings when one of them has ended.
+    pub fn new(queues: u16, alarm: Alarm) -> Seating<T> {
         let (tell, told) = bounded(usize::from(queues));
-        Seating { tell, told, started: 0 }
+        Seating { tell, told, started: 0, alarm }
     }
 
     /// Starts a thread that does `serve`, which calls what it is given once it is ready.
@@ -65,7 +67,7 @@ impl<T: Send + 'static> Seating<T> {
         serve: impl FnOnce(&mut dyn FnMut(T)) -> Result<()> + Send + 'static,
     ) -> Result<Thread> {
         let end = Arc::new(Mutex::new(None));
-        let (tell, result) = (self.tell.clone(), end.clone());
+        let (tell, result, alarm) = (self.tell.clone(), end.clone(), self.alarm.clone());
         let body = move || {
             let mut is_seated = false;
             let mut seated = |ready| {
@@ -79,6 +81,7 @@ impl<T: Send + 'static> Seating<T> {
                 let _ = tell.send(Err(why.clone()));
             }
             *lock(&result) = Some(served);
+            alarm.ring();
         };
         let handle = thread::spawn(name, body)
             .map_err(|error| Error::system("cannot start the thread of a queue", error))?;
@@ -89,7 +92,7 @@ impl<T: Send + 'static> Seating<T> {
     /// Waits until all are ready; yields what they say, in any order. The first that never will be is why `what`
     /// fails.
     pub fn wait(self, what: impl Into<String>) -> Result<Vec<T>> {
-        let Seating { tell, told, started } = self;
+        let Seating { tell, told, started, alarm: _ } = self;
         drop(tell);
         let until = Instant::now() + PATIENCE;
         let mut ready = Vec::with_capacity(started);
@@ -113,6 +116,8 @@ impl<T: Send + 'static> Seating<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
     use crate::port::clock::Deadline;
 
@@ -120,7 +125,7 @@ mod tests {
     #[test]
     fn a_queue_that_is_never_ready_is_heard_of_at_once_although_others_live_on() {
         let (end, ended) = bounded::<()>(1);
-        let mut seating = Seating::new(2);
+        let mut seating = Seating::new(2, Alarm::default());
         let mut good = seating
             .start("good".into(), move |seated| {
                 seated(1);
@@ -145,7 +150,12 @@ mod tests {
 
     #[test]
     fn all_that_are_ready_say_so_and_one_that_ends_without_a_word_is_no_queue() {
-        let mut seating = Seating::new(2);
+        let (alarm, rung) = (Alarm::default(), Arc::new(AtomicU32::new(0)));
+        let bell = rung.clone();
+        alarm.tell(Arc::new(move || {
+            bell.fetch_add(1, Ordering::Relaxed);
+        }));
+        let mut seating = Seating::new(2, alarm);
         let mut threads: Vec<Thread> = (0..2)
             .map(|number| {
                 let serve = move |seated: &mut dyn FnMut(u16)| {
@@ -159,7 +169,8 @@ mod tests {
         ready.sort_unstable();
         assert_eq!(ready, [0, 1]);
         threads.iter_mut().for_each(Thread::join);
-        let mut silent = Seating::<u16>::new(1);
+        assert_eq!(rung.load(Ordering::Relaxed), 2, "the ends that were told of");
+        let mut silent = Seating::<u16>::new(1, Alarm::default());
         let thread = silent.start("silent".into(), |_| Ok(())).unwrap();
         let error = silent.wait("cannot start it").unwrap_err().to_string();
         assert_eq!(error, "cannot start it: a queue ended");

@@ -14,7 +14,7 @@ mod params;
 mod queue_thread;
 pub mod report;
 
-pub use data_path::{DATA_PATHS, DataPath, Wish};
+pub use data_path::{DATA_PATHS, DataPath, Load, Wish};
 pub use device::{Device, Options};
 pub use report::{Memory, QueueThread, Report};
 

@@ -234,13 +234,7 @@ fn write_all(shared: &Shared, woken: &Receiver<()>, mut sink: Sink) {
 
 fn line(text: &mut String, queue: u16, record: &Record) {
     let io = &record.io;
-    let op = match io.op {
-        Op::Read => "read",
-        Op::Write => "write",
-        Op::Flush => "flush",
-        Op::Discard => "discard",
-        Op::WriteZeroes => "write-zeroes",
-    };
+    let op = io.op.name();
     let (seconds, micros) = (record.at / 1_000_000_000, record.at / 1000 % 1_000_000);
     let _ = write!(text, "{seconds}.{micros:06} {queue}.{} {op}", io.slot);
     if io.op != Op::Flush {

@@ -4,20 +4,24 @@
 //! The driver below it, io_uring, only carries entries down and completions up.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use super::Driver;
+use super::spin::Spin;
 use super::stream::Transfers;
 use crate::io::Errno;
 use crate::payload::{OPERATIONS_PER_SLOT, Payload, Place, SlotState};
-use crate::port::clock;
+use crate::port::clock::{self, Duration};
 use crate::port::remote::{Remote, Ticket};
+
+mod operation;
+
+pub use operation::{HandOff, Operation};
+
+use operation::Work;
 
 /// Files that can be registered with one ring.
 const FILE_TABLE: u32 = 16;
@@ -185,6 +189,7 @@ struct Inner {
     remote: Arc<Remote>,
     buffers_registered: Cell<bool>,
     next_file: Cell<u32>,
+    spin: Spin,
     setup: &'static str,
 }
 
@@ -201,7 +206,14 @@ impl Ring {
     /// A ring for a queue with this many slots, made on the thread that will drive it, with the
     /// best set-up this kernel takes.
     pub fn new(slots: u16, remote: Arc<Remote>) -> io::Result<Ring> {
-        let (mut driver, setup) = Driver::new(slots, FILE_TABLE, &remote)?;
+        Ring::with_spin(slots, remote, Duration::ZERO)
+    }
+
+    /// As [`new`](Self::new); the thread looks for work for at most `longest` before it sleeps, and for a shorter
+    /// time or not at all where that does not pay.
+    pub fn with_spin(slots: u16, remote: Arc<Remote>, longest: Duration) -> io::Result<Ring> {
+        let spin = Spin::at_most(longest);
+        let (mut driver, setup) = Driver::new(slots, FILE_TABLE, &remote, spin.is_wanted())?;
         driver.push(Entry::Wake, Token::Wake)?;
         Ok(Ring(Rc::new(Inner {
             driver: RefCell::new(driver),
@@ -210,6 +222,7 @@ impl Ring {
             remote,
             buffers_registered: Cell::new(false),
             next_file: Cell::new(0),
+            spin,
             setup,
         })))
     }
@@ -286,6 +299,28 @@ impl Ring {
     /// thread left a message. Returns early when a signal came.
     #[inline]
     pub fn submit_and_wait(&self) -> io::Result<()> {
+        match self.0.spin.is_wanted() {
+            true => self.submit_and_spin(),
+            false => self.submit_and_sleep(),
+        }
+    }
+
+    #[inline(never)]
+    fn submit_and_spin(&self) -> io::Result<()> {
+        self.submit()?;
+        let has_work = || {
+            let mut driver = self.0.driver.borrow_mut();
+            driver.has_completions() || driver.has_work() || self.0.remote.is_called()
+        };
+        let go_on = || {
+            let is_there = self.0.driver.borrow_mut().has_completions();
+            if is_there { Ok(()) } else { self.submit() }
+        };
+        self.0.spin.wait(has_work, go_on, || self.submit_and_sleep())
+    }
+
+    #[inline]
+    fn submit_and_sleep(&self) -> io::Result<()> {
         let want = usize::from(self.0.remote.may_sleep());
         let result = self.0.driver.borrow_mut().submit_and_wait(want);
         self.0.remote.awake();
@@ -439,8 +474,8 @@ impl Ring {
                 return Ok(());
             }
             let nanoseconds = left.min(LONGEST_TIMER);
-            let mut timer = Operation::new(self, payload, Work::Entry(Entry::Timeout { nanoseconds }));
-            timer.memory = (0, 0);
+            let work = Work::Entry(Entry::Timeout { nanoseconds });
+            let timer = Operation::without_memory(self, payload, work);
             match timer.await {
                 Ok(_) | Err(TIMER_EXPIRED | Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
@@ -466,107 +501,6 @@ pub enum AllocateMode {
     PunchHole,
     /// Zeros, keeping the space.
     ZeroRange,
-}
-
-enum Work {
-    /// Not yet in the ring.
-    Entry(Entry),
-    /// In the ring or with another thread, or done with.
-    Started,
-}
-
-/// An operation on the ring: a future of its result, a length or an errno. Started by its first
-/// poll. Dropping it is safe, and does not cancel it: the slot waits for it.
-#[must_use = "an operation starts when it is polled"]
-pub struct Operation<'a> {
-    ring: &'a Ring,
-    slot: u16,
-    entry: Option<u8>,
-    memory: (usize, usize),
-    work: Work,
-}
-
-impl<'a> Operation<'a> {
-    #[inline]
-    fn new(ring: &'a Ring, payload: &'a Payload<'_>, work: Work) -> Operation<'a> {
-        let place = payload.place();
-        let start = place.start as usize;
-        Operation { ring, slot: place.slot, entry: None, memory: (start, start + place.len), work }
-    }
-
-    /// Books an entry; `None` while the slot has none, and then a completion of the slot polls again.
-    #[inline]
-    fn book(&mut self) -> Option<u8> {
-        let entry = self.ring.slot(self.slot).begin(self.memory.0..self.memory.1)?;
-        self.entry = Some(entry);
-        Some(entry)
-    }
-
-    #[inline]
-    fn outcome(&mut self) -> Poll<Result<u32, Errno>> {
-        let Some(entry) = self.entry else { return Poll::Pending };
-        match self.ring.slot(self.slot).take(entry) {
-            None => Poll::Pending,
-            Some(result) => {
-                self.entry = None;
-                Poll::Ready(if result >= 0 { Ok(result as u32) } else { Err(Errno::new(-result)) })
-            }
-        }
-    }
-}
-
-impl Future for Operation<'_> {
-    type Output = Result<u32, Errno>;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Work::Entry(prepared) = self.work {
-            let Some(entry) = self.book() else { return Poll::Pending };
-            self.work = Work::Started;
-            let token = Token::Operation { slot: self.slot, entry };
-            if let Err(error) = self.ring.push(prepared, token) {
-                let errno = Errno::from(error);
-                self.ring.slot(self.slot).finish(entry, -errno.number());
-            }
-        }
-        self.outcome()
-    }
-}
-
-impl Drop for Operation<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(entry) = self.entry {
-            self.ring.slot(self.slot).abandon(entry);
-        }
-    }
-}
-
-/// An operation that another thread carries out.
-#[must_use = "an operation starts when it is polled"]
-pub struct HandOff<'a, F> {
-    operation: Operation<'a>,
-    start: Option<F>,
-}
-
-impl<F: FnOnce(Ticket) + Unpin> Future for HandOff<'_, F> {
-    type Output = Result<(), Errno>;
-
-    fn poll(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.start.is_some() {
-            let Some(entry) = self.operation.book() else { return Poll::Pending };
-            let operation = &self.operation;
-            let (start, end) = operation.memory;
-            let remote = operation.ring.remote().clone();
-            // SAFETY: the entry was booked a line above over exactly these bytes, which are the
-            // payload's that this future borrows exclusively.
-            let ticket = unsafe { Ticket::new(remote, operation.slot, entry, start as *mut u8, end - start) };
-            if let Some(pass_on) = self.start.take() {
-                pass_on(ticket);
-            }
-        }
-        self.operation.outcome().map_ok(|_| ())
-    }
 }
 
 /// Messages a queue of this many slots can have waiting, and completions it reaps in one turn.

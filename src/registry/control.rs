@@ -12,6 +12,7 @@ use super::{Entry, Registry};
 use crate::engine::nbd;
 use crate::engine::ublk::Report;
 use crate::error::{Error, Kind, Result};
+use crate::metrics::Stats;
 use crate::port::clock::Deadline;
 use crate::port::process;
 use crate::port::socket::Lines;
@@ -31,6 +32,8 @@ pub enum Request {
     Status,
     /// [`Reply::Exports`], from a process of `up`.
     Exports,
+    /// [`Reply::Stats`].
+    Stats,
     /// [`Reply::Accepted`] at once, and [`Reply::Stopped`] when the device is gone.
     Stop {
         /// Also while it is in use.
@@ -59,6 +62,12 @@ pub enum Reply {
     Exports {
         /// All of them.
         exports: Vec<ExportStatus>,
+    },
+    /// What was done for a device and, where it is offered to NBD clients as well, for these; or, from a process of
+    /// `up`, for its exports that are no devices.
+    Stats {
+        /// One for each engine that serves it; none where it is not live.
+        disks: Vec<DiskStats>,
     },
     /// The stop was understood and has begun.
     Accepted,
@@ -89,6 +98,22 @@ pub struct ExportStatus {
     pub device: Option<String>,
     /// What the engine says.
     pub report: nbd::Report,
+}
+
+/// What was done for one disk by one engine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskStats {
+    /// `ublk` or `nbd`.
+    pub engine: String,
+    /// The device's path, or the name of the export.
+    pub name: String,
+    /// What it is made of.
+    pub spec: String,
+    /// How a request's bytes travel, where there are several ways.
+    pub data_path: Option<String>,
+    /// What was counted.
+    #[serde(flatten)]
+    pub stats: Stats,
 }
 
 /// An error from another process, as it was there.

@@ -139,9 +139,11 @@ fn serves_others(registry: &Registry, entry: &Entry) -> bool {
 pub(super) fn refused(what: String, reply: Reply) -> Error {
     match reply {
         Reply::Failed { kind, text } => received_error(&kind, &text),
-        Reply::Status { .. } | Reply::Exports { .. } | Reply::Accepted | Reply::Stopped => {
-            Error::new(Kind::Failed, what, "its server answered something else")
-        }
+        Reply::Status { .. }
+        | Reply::Exports { .. }
+        | Reply::Stats { .. }
+        | Reply::Accepted
+        | Reply::Stopped => Error::new(Kind::Failed, what, "its server answered something else"),
     }
 }
 

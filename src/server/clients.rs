@@ -25,6 +25,15 @@ pub(super) struct Wish {
     pub(super) all: bool,
 }
 
+/// What is asked about what the socket stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// How it is: a device's status, a process's exports.
+    State,
+    /// What was done for it.
+    Stats,
+}
+
 struct Client {
     lines: Lines<UnixStream>,
     until: Deadline,
@@ -56,7 +65,7 @@ impl Clients {
 
     /// Reads, answers, and drops whoever has gone or takes too long. `answer` is what is said to a
     /// question.
-    pub(super) fn serve(&mut self, state: State, answer: &dyn Fn() -> Reply) -> Vec<Wish> {
+    pub(super) fn serve(&mut self, state: State, answer: &dyn Fn(Question) -> Reply) -> Vec<Wish> {
         let mut wishes = Vec::new();
         self.clients.retain_mut(|client| match client.serve(state, answer) {
             Ok(wish) => {
@@ -112,7 +121,7 @@ impl Clients {
 }
 
 impl Client {
-    fn serve(&mut self, state: State, answer: &dyn Fn() -> Reply) -> std::io::Result<Option<Wish>> {
+    fn serve(&mut self, state: State, answer: &dyn Fn(Question) -> Reply) -> std::io::Result<Option<Wish>> {
         self.lines.flush()?;
         // One request a turn, and none before the last reply is taken: nobody gets more than
         // their share.
@@ -124,7 +133,11 @@ impl Client {
         match serde_json::from_str(&line) {
             // Each socket has one answer: a device's is its status, a process's are its exports.
             Ok(Request::Status | Request::Exports) => {
-                self.say(&answer())?;
+                self.say(&answer(Question::State))?;
+                Ok(None)
+            }
+            Ok(Request::Stats) => {
+                self.say(&answer(Question::Stats))?;
                 Ok(None)
             }
             Ok(Request::Stop { .. }) if state == State::Starting => {

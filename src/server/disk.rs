@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::Plan;
-use crate::engine::nbd;
 use crate::engine::ublk::{Device, Report};
+use crate::engine::{Tell, nbd};
 use crate::error::Result;
+use crate::registry::control::DiskStats;
 
 /// A device of this machine.
 #[derive(Clone, Debug)]
@@ -32,8 +33,14 @@ pub(super) trait Disk: Send {
     /// What NBD clients can choose, if they can choose it.
     fn export(&self) -> Option<nbd::Report>;
 
+    /// What its engines have done for it.
+    fn stats(&self) -> Vec<DiskStats>;
+
     /// Why it is of no use any more, if it is not.
     fn failure(&self) -> Option<String>;
+
+    /// Has `tell` called when there may be such a reason, from now on.
+    fn on_end(&self, tell: Tell);
 
     /// Takes it away; with `only_if_idle` it is refused (Busy) while somebody has the device open. NBD
     /// clients keep nothing from going: they are told nothing new, and have what they asked for.
@@ -72,8 +79,22 @@ impl Disk for Device {
         None
     }
 
+    fn stats(&self) -> Vec<DiskStats> {
+        vec![DiskStats {
+            engine: "ublk".into(),
+            name: self.path().display().to_string(),
+            spec: String::new(),
+            data_path: Some(self.data_path().name().into()),
+            stats: self.stats(),
+        }]
+    }
+
     fn failure(&self) -> Option<String> {
         self.failure()
+    }
+
+    fn on_end(&self, tell: Tell) {
+        self.on_end(tell);
     }
 
     fn stop(&self, only_if_idle: bool) -> Result<()> {

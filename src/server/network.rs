@@ -7,11 +7,13 @@ use super::disk::{Disk, Make, Node};
 use super::exports::{self, Address};
 use super::log;
 use super::plan::{Engines, Entrance, Offering, Plan};
+use crate::engine::Tell;
 use crate::engine::nbd::{self, Catalogue, Exported, Offer};
 use crate::engine::ublk::{Device, Report};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::stream::Listener;
+use crate::registry::control::DiskStats;
 
 /// How long clients have to take the replies to what they asked before the end; less than `down` waits
 /// altogether.
@@ -111,8 +113,23 @@ impl Disk for Export {
         Some(self.exported.report(self.uris.clone()))
     }
 
+    fn stats(&self) -> Vec<DiskStats> {
+        let export = self.exported.export();
+        vec![DiskStats {
+            engine: "nbd".into(),
+            name: export.name.clone(),
+            spec: String::new(),
+            data_path: None,
+            stats: self.exported.stats(),
+        }]
+    }
+
     fn failure(&self) -> Option<String> {
         self.exported.failure()
+    }
+
+    fn on_end(&self, tell: Tell) {
+        self.exported.on_end(tell);
     }
 
     fn stop(&self, _only_if_idle: bool) -> Result<()> {
@@ -173,6 +190,10 @@ impl Disk for Both {
         (!self.failed.load(Ordering::Relaxed)).then(|| self.export.export()).flatten()
     }
 
+    fn stats(&self) -> Vec<DiskStats> {
+        [self.device.stats(), self.export.stats()].concat()
+    }
+
     /// A device that works is not taken away since its export does not.
     fn failure(&self) -> Option<String> {
         if let Some(failure) = self.export.failure()
@@ -182,6 +203,11 @@ impl Disk for Both {
             self.export.exported.close(true);
         }
         self.device.failure()
+    }
+
+    fn on_end(&self, tell: Tell) {
+        self.device.on_end(tell.clone());
+        self.export.on_end(tell);
     }
 
     fn stop(&self, only_if_idle: bool) -> Result<()> {

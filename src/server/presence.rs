@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use super::clients::{Clients, Wish};
+use super::clients::{Clients, Question, Wish};
 use super::log;
 use crate::error::Result;
 use crate::port::clock::{self, Deadline, Duration};
@@ -39,10 +39,15 @@ impl Presence {
         self.clients.polled()
     }
 
+    /// Whether nobody is connected, who might have to be dropped.
+    pub(super) fn is_quiet(&self) -> bool {
+        !self.clients.are_there()
+    }
+
     /// Answers whoever asks; yields whether everything is to end, and whether by force.
-    pub(super) fn serve(&mut self, exports: &dyn Fn() -> Reply) -> Option<Wish> {
+    pub(super) fn serve(&mut self, answer: &dyn Fn(Question) -> Reply) -> Option<Wish> {
         self.clients.accept();
-        let wishes = self.clients.serve(State::Live, exports);
+        let wishes = self.clients.serve(State::Live, answer);
         wishes.into_iter().reduce(|a, b| if a.force { a } else { b }).map(|wish| Wish { all: true, ..wish })
     }
 

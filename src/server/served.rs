@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
-use super::clients::{Clients, Wish};
+use super::clients::{Clients, Question, Wish};
 use super::disk::{Disk, Make};
 use super::plan::{Change, Job, Key, Ready, Shown};
 use super::stopping::{self, Stopped};
@@ -18,7 +18,7 @@ use crate::engine::ublk::Report;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::{socket, thread};
-use crate::registry::control::{ExportStatus, Reply, State};
+use crate::registry::control::{DiskStats, ExportStatus, Reply, State};
 use crate::registry::{Entry, Registry, devices};
 
 /// How long the nodes of a deleted device may stay.
@@ -68,6 +68,11 @@ impl Around {
     pub(super) fn tell(&self, event: Event) {
         // The main thread lives as long as the process; a full pipe wakes it as well.
         let _ = self.sender.send(event);
+        self.wake();
+    }
+
+    /// Has the main thread look at everything.
+    fn wake(&self) {
         if let Ok(mut waker) = self.waker.lock() {
             let _ = waker.write(&[1]);
         }
@@ -203,6 +208,22 @@ impl Served {
         Some(ExportStatus { state: self.phase.state(), device, report: report? })
     }
 
+    /// What was done for it, where it is live.
+    pub(super) fn stats(&self) -> Vec<DiskStats> {
+        let Phase::Live(disk) = &self.phase else { return Vec::new() };
+        disk.stats().into_iter().map(|stats| DiskStats { spec: self.spec.clone(), ..stats }).collect()
+    }
+
+    /// Whether it is a device of this machine, or is to be.
+    pub(super) fn is_device(&self) -> bool {
+        self.entry.is_some()
+    }
+
+    /// Whether nothing becomes of it that nobody tells of.
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self.phase, Phase::Live(_)) && !self.clients.are_there()
+    }
+
     /// Whether there is nothing more to do about it.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Gone(until) if !self.clients.are_there() || until.passed())
@@ -233,6 +254,9 @@ impl Served {
         self.notes = notes;
         self.called = Some(device.name());
         (self.report, self.export) = look(&*device, &self.notes);
+        // What has ended before is seen in this turn.
+        let waker = around.clone();
+        device.on_end(Arc::new(move || waker.wake()));
         self.phase = Phase::Live(device);
         let result = match self.cancelled.load(Ordering::Relaxed) {
             true => Err(interrupted()),
@@ -276,9 +300,13 @@ impl Served {
             (self.report, self.export) = look(&**device, &self.notes);
         }
         let state = self.phase.state();
-        let report = self.report.as_ref();
-        let status = || Reply::Status { state, report: report.cloned().map(Box::new) };
-        let wishes = self.clients.serve(state, &status);
+        // Taken out for the time, so that what answers can look at everything else.
+        let mut clients = std::mem::take(&mut self.clients);
+        let wishes = clients.serve(state, &|question| match question {
+            Question::State => Reply::Status { state, report: self.report.clone().map(Box::new) },
+            Question::Stats => Reply::Stats { disks: self.stats() },
+        });
+        self.clients = clients;
         for wish in wishes.iter().filter(|wish| !wish.all) {
             self.stop(wish.force, around);
         }

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::disk::{Added, Disk, Node};
 use super::*;
-use crate::engine::nbd;
-use crate::engine::ublk::{Memory, Options, Report, Wish};
+use crate::engine::ublk::{Load, Memory, Options, Report, Wish};
+use crate::engine::{Tell, nbd};
 use crate::error::Kind;
-use crate::registry::control::{Client, Reply, Request, State};
+use crate::metrics::Stats;
+use crate::registry::control::{Client, DiskStats, Reply, Request, State};
 use crate::registry::detach::detach;
 
 mod exports;
@@ -27,6 +29,7 @@ struct World {
     failed: Mutex<BTreeSet<u32>>,
     broken: Mutex<BTreeSet<u32>>,
     slow: Mutex<BTreeSet<u32>>,
+    alarms: Mutex<Vec<Tell>>,
 }
 
 impl World {
@@ -73,6 +76,12 @@ impl Disk for Fake {
         })
     }
 
+    fn stats(&self) -> Vec<DiskStats> {
+        let (engine, data_path) = if self.is_device { ("ublk", Some("copy".into())) } else { ("nbd", None) };
+        let stats = Stats::of(&[Arc::default()]);
+        vec![DiskStats { engine: engine.into(), name: self.name(), spec: String::new(), data_path, stats }]
+    }
+
     fn report(&self) -> Option<Report> {
         if !self.is_device {
             return None;
@@ -100,6 +109,10 @@ impl Disk for Fake {
 
     fn failure(&self) -> Option<String> {
         self.world.failed.lock().unwrap().contains(&self.id).then(|| "a queue ended".to_owned())
+    }
+
+    fn on_end(&self, tell: Tell) {
+        self.world.alarms.lock().unwrap().push(tell);
     }
 
     fn stop(&self, only_if_idle: bool) -> Result<()> {
@@ -151,6 +164,8 @@ fn job(key: Key, spec: &str, after: &[Key]) -> Job {
         depth: 1,
         partition_scan: false,
         data_path: Wish::Auto,
+        load: Load::Any,
+        spin: Duration::ZERO,
         registered_tags: None,
     };
     let plan =
@@ -219,6 +234,8 @@ impl Scene {
         let presence = Presence::new(&registry, std::path::Path::new("/etc/up.toml")).unwrap();
         let mut server = Server::new(service, registry.clone(), signals, Arc::new(make)).unwrap();
         server.presence = Some(presence);
+        // What a test waits for need not be told to anybody.
+        server.longest_sleep = Duration::from_millis(50);
         Scene { server, world, next, registry, _folder: folder }
     }
 
@@ -307,6 +324,24 @@ impl Scene {
         self.server.signalled(Signal::Hangup);
         self.until(|scene| !scene.server.reloading.is_busy());
     }
+}
+
+#[test]
+fn a_quiet_server_sleeps_until_a_queue_has_ended() {
+    let mut scene = Scene::up(&["a", "b"]);
+    scene.server.longest_sleep = LOOK_SELDOM;
+    assert!(scene.server.is_quiet());
+    let world = scene.world.clone();
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        world.failed.lock().unwrap().insert(FIRST_ID);
+        world.alarms.lock().unwrap().iter().for_each(|tell| tell());
+    });
+    let began = clock::Instant::now();
+    assert!(!scene.server.turn(&mut |_| Ok(())).unwrap());
+    ending.join().unwrap();
+    scene.until(|scene| scene.live() == [1]);
+    assert!(began.elapsed() < Duration::from_secs(20), "it slept through the end of a queue");
 }
 
 #[test]

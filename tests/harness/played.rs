@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use blockhaus::backend::QueueContext;
 use blockhaus::error::Result;
 use blockhaus::io::{Flags, Io, IoResult, Op};
+use blockhaus::metrics::QueueMetrics;
 use blockhaus::port::remote::Remote;
 use blockhaus::port::ring::{Completion, Ring};
 use blockhaus::queue::{Arrival, Buffers, FrontEnd, Stack};
@@ -140,7 +141,7 @@ fn serve(
     let free = (0..depth).rev().collect();
     let numbers = vec![0; usize::from(depth)];
     let mut front = TestFront { buffers: &buffers, inbox, ended, free, numbers };
-    stack.serve(&context, &buffers, &mut front)
+    stack.serve(&context, &buffers, &mut front, &QueueMetrics::new())
 }
 
 struct TestFront<'a> {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::raw::{Client, FLUSH, READ, go, request};
 
+mod statistics;
+
 /// NBD_REP_ERR_UNKNOWN.
 const UNKNOWN: u32 = 1 << 31 | 6;
 

@@ -4,13 +4,15 @@
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use blockhaus::backend::dynamic::Dynamic;
 use blockhaus::backend::ram::{Ram, RamQueue};
 use blockhaus::backend::{Backend, Queue, QueueContext};
-use blockhaus::engine::ublk::{DATA_PATHS, DataPath, Options, Wish};
+use blockhaus::engine::ublk::{DATA_PATHS, DataPath, Load, Options, Wish};
 use blockhaus::error::Result;
 use blockhaus::io::{Capabilities, Geometry, Io, IoResult};
+use blockhaus::metrics::QueueMetrics;
 use blockhaus::payload::Payload;
 use blockhaus::port::channel::bounded;
 use blockhaus::port::sim::{Config, DiskShape, Faults, Kernel, Random, World, in_the_world};
@@ -70,9 +72,15 @@ impl Stack for Counted {
         self.stack.close()
     }
 
-    fn serve(&self, context: &QueueContext<'_>, buffers: &Buffers, front: &mut dyn FrontEnd) -> Result<()> {
+    fn serve(
+        &self,
+        context: &QueueContext<'_>,
+        buffers: &Buffers,
+        front: &mut dyn FrontEnd,
+        metrics: &QueueMetrics,
+    ) -> Result<()> {
         COUNTS.set(true);
-        self.stack.serve(context, buffers, front)
+        self.stack.serve(context, buffers, front, metrics)
     }
 
     fn into_backend(self: Arc<Self>) -> Dynamic {
@@ -129,6 +137,8 @@ fn allocations(layers: &Layers, disk: DiskShape, path: DataPath, wasteful: bool)
         depth: 8,
         partition_scan: false,
         data_path: Wish::Exactly(path),
+        load: Load::Any,
+        spin: Duration::ZERO,
         registered_tags: None,
     };
     let habits = Habits {
@@ -154,7 +164,7 @@ fn allocations(layers: &Layers, disk: DiskShape, path: DataPath, wasteful: bool)
                 false => layers.open(&disk_path, Slow::new(disk.size, SECTOR, 1)).expect("the stack opens"),
             };
             let stack = Arc::new(Counted { stack });
-            serve(stack, &options, &stopped, true).expect("the server serves");
+            serve(stack, &options, &stopped, true, &|_| ()).expect("the server serves");
         });
         let mut marks = [0; 2];
         for (mark, answers) in marks.iter_mut().zip([WARM, WARM + COUNT]) {

@@ -1,8 +1,10 @@
 //! One run of a seed: a world, servers that live one after another on one disk, and a workload.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use blockhaus::engine::ublk::{DATA_PATHS, DataPath, Device, Options, Wish};
+use blockhaus::engine::ublk::{DATA_PATHS, DataPath, Device, Load, Options, Wish};
+use blockhaus::metrics::Stats;
 use blockhaus::port::channel::Receiver;
 use blockhaus::port::sim::{Bug, Config, DiskShape, Kernel, Outcome, PowerLoss, Random, World};
 use blockhaus::queue::Stack;
@@ -72,6 +74,8 @@ fn plan(seed: u64, wishes: Wishes) -> Plan {
         depth,
         partition_scan: random.chance(600),
         data_path,
+        load: Load::Any,
+        spin: Duration::ZERO,
         registered_tags: few_places.then(|| random.between(1, u64::from(depth)) as u16),
     };
     let habits = chance::habits(&mut random, &layers, &[3, 16, 1000, 1000], hard);
@@ -125,8 +129,12 @@ fn live(world: &World, seed: u64, plan: &Plan) {
         workload.lock().begin(requests);
         let (layers, options, force) = (plan.layers, plan.options, plan.force);
         let (disk, slow) = (path.clone(), slow.clone());
-        let server =
-            Server::start(world, move |stopped| serve(layers.open(&disk, slow)?, &options, stopped, force));
+        let counted = Arc::new(Mutex::new(None));
+        let count = counted.clone();
+        let tell = move |stats| *count.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
+        let server = Server::start(world, move |stopped| {
+            serve(layers.open(&disk, slow)?, &options, stopped, force, &tell)
+        });
         let checked = |world: &World| {
             let found = workload.lock().failure.clone();
             if let Some(what) = found {
@@ -166,6 +174,10 @@ fn live(world: &World, seed: u64, plan: &Plan) {
                 let mut workload = workload.lock();
                 if server.error().is_none() {
                     workload.model.closed();
+                    let counted = counted.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    if let Some(what) = counted.and_then(|stats| miscounted(&stats, workload.delivered)) {
+                        world.fail(what);
+                    }
                 }
             }
             End::Killed | End::PowerLost(_) => {
@@ -186,6 +198,19 @@ fn live(world: &World, seed: u64, plan: &Plan) {
     }
 }
 
+/// What is wrong with a server's own count of what it was asked, after everything was answered.
+fn miscounted(stats: &Stats, delivered: u64) -> Option<String> {
+    let sum = |count: fn(&blockhaus::metrics::OpStats) -> u64| stats.ops.iter().map(count).sum::<u64>();
+    let requests = sum(|op| op.requests);
+    let measured = sum(|op| op.latency.map_or(0, |latency| latency.measured));
+    // The kernel's own look for partitions may be one more.
+    let is_right = (delivered..=delivered + 1).contains(&requests);
+    (!is_right || stats.in_flight() != 0 || measured > requests).then(|| {
+        let in_flight = stats.in_flight();
+        format!("the server counted {requests} requests, {measured} measured, {in_flight} in flight, of {delivered}")
+    })
+}
+
 /// Waits for the answers that are still on their way.
 fn settle(world: &World, workload: &Shared) {
     if world.wait_for_client(LONG_NS, || workload.lock().idle()) {
@@ -199,11 +224,13 @@ pub fn serve(
     options: &Options,
     stopped: &Receiver<()>,
     force: bool,
+    counted: &dyn Fn(Stats),
 ) -> blockhaus::error::Result<()> {
     let device = Device::start(stack, options, &mut |_| Ok(()))?;
     let _ = stopped.recv();
     if force || device.stop(true).is_err() {
         device.stop(false)?;
     }
+    counted(device.stats());
     device.finish()
 }

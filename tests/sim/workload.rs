@@ -44,6 +44,8 @@ pub struct Workload {
     /// Requests that are still to be made.
     left: u32,
     pub answers: u64,
+    /// Answers in this server's life to requests that it had got.
+    pub delivered: u64,
     /// The server is being killed: errors are no news.
     pub dying: bool,
     pub failure: Option<String>,
@@ -66,6 +68,7 @@ impl Shared {
             check_from: None,
             left: 0,
             answers: 0,
+            delivered: 0,
             dying: false,
             failure: None,
         })))
@@ -81,6 +84,7 @@ impl Workload {
     pub fn begin(&mut self, requests: u32) {
         self.check_from = Some(0);
         self.left = requests;
+        self.delivered = 0;
         self.dying = false;
         self.shape = None;
     }
@@ -180,6 +184,7 @@ impl Workload {
     /// The answer to a request.
     pub fn answer(&mut self, number: u64, result: Result<Vec<u8>, i32>, delivered: bool) {
         self.answers += 1;
+        self.delivered += u64::from(delivered);
         if let Some(op) = self.outstanding.remove(&number) {
             self.judge(number, op, result, delivered);
         }

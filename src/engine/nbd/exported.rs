@@ -10,7 +10,9 @@ use super::front::Sizes;
 use super::report::Report;
 use super::seat::Seat;
 use crate::engine::seating::{Seating, Thread};
+use crate::engine::{Alarm, Tell};
 use crate::error::{Error, Kind, Result};
+use crate::metrics::{QueueMetrics, Stats};
 use crate::nbd::transmission::Rules;
 use crate::nbd::{Export, ExportFlags};
 use crate::port::remote::Remote;
@@ -51,6 +53,7 @@ pub struct Options {
 struct Queue {
     thread: Thread,
     desk: Arc<Desk>,
+    metrics: Arc<QueueMetrics>,
 }
 
 /// An export that clients can choose, served by threads of this process. When it is dropped, all of
@@ -64,6 +67,7 @@ pub struct Exported {
     /// None before it can be chosen.
     choice: Option<Arc<Choice>>,
     queues: Vec<Queue>,
+    alarm: Alarm,
     gone: bool,
 }
 
@@ -85,6 +89,7 @@ impl Exported {
             catalogue: catalogue.clone(),
             choice: None,
             queues: Vec::new(),
+            alarm: Alarm::default(),
             gone: false,
         };
         exported.seat()?;
@@ -125,9 +130,20 @@ impl Exported {
         }
     }
 
+    /// What its queues have done. A client's request is as many of theirs as it has pieces of 256 KiB.
+    pub fn stats(&self) -> Stats {
+        let queues: Vec<_> = self.queues.iter().map(|queue| queue.metrics.clone()).collect();
+        Stats::of(&queues)
+    }
+
     /// Connections at this moment.
     pub fn connections(&self) -> usize {
         self.queues.iter().map(|queue| queue.desk.connections()).sum()
+    }
+
+    /// Has `tell` called when a queue ends from now on, whatever the reason.
+    pub fn on_end(&self, tell: Tell) {
+        self.alarm.tell(tell);
     }
 
     /// Why a queue ended by itself, if one did.
@@ -191,7 +207,7 @@ impl Exported {
             slots: self.options.depth.max(SLOTS_OF_LONGEST),
             connections: self.catalogue.max_connections(),
         };
-        let mut seating = Seating::new(self.options.queues);
+        let mut seating = Seating::new(self.options.queues, self.alarm.clone());
         for queue in 0..self.options.queues {
             let remote = Remote::new(sizes.slots)
                 .map_err(|error| Error::system(format!("cannot make queue {queue}"), error))?;
@@ -203,16 +219,17 @@ impl Exported {
                 queue,
                 sizes,
                 remote,
+                metrics: Arc::default(),
                 desk: desk.clone(),
             };
             let name = format!("{}-q{queue}", self.export.name).replace('\0', "");
-            let left = desk.clone();
+            let (left, metrics) = (desk.clone(), seat.metrics.clone());
             let thread = seating.start(name, move |seated| {
                 let served = seat.serve(|| seated(()));
                 left.end();
                 served
             })?;
-            self.queues.push(Queue { thread, desk });
+            self.queues.push(Queue { thread, desk, metrics });
         }
         seating.wait(format!("cannot export {:?}", self.export.name)).map(drop)
     }

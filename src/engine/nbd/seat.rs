@@ -8,6 +8,7 @@ use super::export::SLOT_SIZE;
 use super::front::{Front, Sizes};
 use crate::backend::QueueContext;
 use crate::error::{Error, Result};
+use crate::metrics::QueueMetrics;
 use crate::nbd::transmission::Rules;
 use crate::port::remote::Remote;
 use crate::port::ring::Ring;
@@ -22,6 +23,7 @@ pub(super) struct Seat {
     pub queue: u16,
     pub sizes: Sizes,
     pub remote: Arc<Remote>,
+    pub metrics: Arc<QueueMetrics>,
     pub desk: Arc<Desk>,
 }
 
@@ -47,6 +49,6 @@ impl Seat {
         let capabilities = self.stack.capabilities();
         let mut front = Front::new(&self.desk, &buffers, self.rules, capabilities, self.sizes);
         seated();
-        self.stack.serve(&context, &buffers, &mut front)
+        self.stack.serve(&context, &buffers, &mut front, &self.metrics)
     }
 }

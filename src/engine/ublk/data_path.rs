@@ -141,9 +141,38 @@ impl FromStr for Wish {
     }
 }
 
+/// What a person says about the load, for [`Wish::Auto`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Load {
+    /// Nothing: what does well at any depth.
+    #[default]
+    Any,
+    /// Few requests at once, each of which somebody waits for.
+    Latency,
+    /// Many requests at once.
+    Throughput,
+}
+
+impl FromStr for Load {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Load> {
+        match text {
+            "any" => Ok(Load::Any),
+            "latency" => Ok(Load::Latency),
+            "throughput" => Ok(Load::Throughput),
+            _ => {
+                Err(Error::invalid(format!("cannot choose for a load of {text:?}"), "there is no such kind")
+                    .cure("give latency, throughput or any"))
+            }
+        }
+    }
+}
+
 /// The way to take, and why.
 pub(super) fn choose(
     wish: Wish,
+    load: Load,
     kernel: Features,
     stack: Capabilities,
     depth: u16,
@@ -171,6 +200,11 @@ pub(super) fn choose(
             }
             Ok((path, format!("as asked for: {}", path.about())))
         }
+        Wish::Auto if load == Load::Throughput && depth > 1 && DataPath::BatchCopy.is_in(kernel) => {
+            let hides = !sees_bytes && DataPath::BatchAutoBuf.is_in(kernel);
+            let path = if hides { DataPath::BatchAutoBuf } else { DataPath::BatchCopy };
+            Ok((path, format!("for throughput: {}", path.about())))
+        }
         Wish::Auto if sees_bytes => {
             let why = format!("{}, and the stack must see the bytes", DataPath::Copy.about());
             Ok((DataPath::Copy, why))
@@ -189,17 +223,20 @@ pub(super) fn choose(
 mod tests {
     use super::*;
 
+    const LOADS: [Load; 3] = [Load::Any, Load::Latency, Load::Throughput];
+
     const OLD: Features =
         Features::NEED_GET_DATA.union(Features::USER_COPY).union(Features::SUPPORT_ZERO_COPY);
 
     #[test]
     fn a_stack_that_must_see_the_bytes_never_gets_a_path_that_hides_them() {
         for kernel in [Features::empty(), OLD, Features::all()] {
-            for wish in DATA_PATHS.map(Wish::Exactly).into_iter().chain([Wish::Auto]) {
+            let wishes = DATA_PATHS.map(Wish::Exactly).into_iter().chain([Wish::Auto]);
+            for (wish, load) in wishes.flat_map(|wish| LOADS.map(|load| (wish, load))) {
                 if let Ok((path, _)) =
-                    choose(wish, kernel, Capabilities::all() - Capabilities::HIDDEN_PAYLOAD, 2)
+                    choose(wish, load, kernel, Capabilities::all() - Capabilities::HIDDEN_PAYLOAD, 2)
                 {
-                    assert!(!path.hides(), "{wish:?} {kernel:?}");
+                    assert!(!path.hides(), "{wish:?} {load:?} {kernel:?}");
                 }
             }
         }
@@ -207,7 +244,8 @@ mod tests {
 
     #[test]
     fn auto_takes_what_the_kernel_has_and_a_wish_is_fulfilled_or_refused() {
-        let chosen = |wish, kernel| choose(wish, kernel, Capabilities::all(), 2).map(|(path, _)| path);
+        let chosen =
+            |wish, kernel| choose(wish, Load::Any, kernel, Capabilities::all(), 2).map(|(path, _)| path);
         assert_eq!(chosen(Wish::Auto, OLD).unwrap(), DataPath::Copy);
         assert_eq!(chosen(Wish::Auto, Features::all()).unwrap(), DataPath::AutoBuf);
         for path in DATA_PATHS {
@@ -217,9 +255,17 @@ mod tests {
         let error = chosen(Wish::Exactly(DataPath::ZeroCopy), OLD).unwrap_err().to_string();
         assert!(error.contains("copy, user-copy, get-data;"), "{error}");
         for path in DATA_PATHS {
-            let alone = choose(Wish::Exactly(path), Features::all(), Capabilities::all(), 1);
+            let alone = choose(Wish::Exactly(path), Load::Any, Features::all(), Capabilities::all(), 1);
             assert_eq!(alone.is_err(), path.is_batch(), "{path}");
         }
+        let load = |load, kernel, stack, depth| choose(Wish::Auto, load, kernel, stack, depth).unwrap().0;
+        let (all, seeing) = (Capabilities::all(), Capabilities::all() - Capabilities::HIDDEN_PAYLOAD);
+        assert_eq!(load(Load::Throughput, Features::all(), all, 2), DataPath::BatchAutoBuf);
+        assert_eq!(load(Load::Throughput, Features::all(), seeing, 2), DataPath::BatchCopy);
+        assert_eq!(load(Load::Throughput, Features::all(), all, 1), DataPath::AutoBuf);
+        assert_eq!(load(Load::Throughput, OLD, all, 128), DataPath::Copy);
+        assert_eq!(load(Load::Latency, Features::all(), all, 128), DataPath::AutoBuf);
+        assert!("speed".parse::<Load>().unwrap_err().to_string().contains("latency, throughput"));
         assert!("zerocopy".parse::<Wish>().unwrap_err().to_string().contains("auto-buf"));
     }
 }

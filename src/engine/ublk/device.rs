@@ -9,13 +9,15 @@ use std::sync::Arc;
 use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_DEV_ID, ParamTypes, Params};
 
 use super::control::Control;
-use super::data_path::{self, DataPath, Wish};
+use super::data_path::{self, DataPath, Load, Wish};
 use super::queue_thread::Seat;
 use super::report::{Memory, QueueThread, Report};
 use super::{MAX_HIDDEN_IO_SIZE, MAX_IO_SIZE, params};
 use crate::engine::seating::{Seating, Thread};
+use crate::engine::{Alarm, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Capabilities, Geometry};
+use crate::metrics::{QueueMetrics, Stats};
 use crate::port::clock::{Deadline, Duration, Instant, sleep};
 use crate::port::node;
 use crate::port::remote::Remote;
@@ -44,6 +46,10 @@ pub struct Options {
     pub partition_scan: bool,
     /// How the bytes travel.
     pub data_path: Wish,
+    /// What the load will be like, where the data path is left to us.
+    pub load: Load,
+    /// How long a queue's thread looks for work before it sleeps, at most.
+    pub spin: Duration,
     /// For tests: tags from this one on have no place in the ring's table of buffers, so that the
     /// driver cannot register theirs and the fallback of [`DataPath::AutoBuf`] is taken.
     pub registered_tags: Option<u16>,
@@ -66,6 +72,7 @@ struct Added {
     stack: Arc<dyn Stack>,
     /// The way of the bytes, and why.
     data_path: (DataPath, String),
+    alarm: Alarm,
     stopped: bool,
     gone: bool,
 }
@@ -82,6 +89,7 @@ impl std::fmt::Debug for Added {
 struct QueueHandle {
     thread: Thread,
     remote: Arc<Remote>,
+    metrics: Arc<QueueMetrics>,
 }
 
 impl Device {
@@ -98,10 +106,17 @@ impl Device {
         params::check(&geometry)?;
         let control = Control::open()?;
         let features = control.features()?;
-        let data_path = data_path::choose(options.data_path, features, stack.capabilities(), options.depth)?;
+        let data_path = data_path::choose(
+            options.data_path,
+            options.load,
+            features,
+            stack.capabilities(),
+            options.depth,
+        )?;
         let max_io_size = max_io_size(&geometry, data_path.0);
         let parameters = params::params(&geometry, stack.capabilities(), max_io_size, data_path.0);
         let mut notes = stack.notes();
+        notes.extend(about_spin(options.spin));
         let wanted = wanted(options, features, data_path.0, max_io_size);
         let info = add(&control, wanted)?;
         let mut device = Added {
@@ -111,6 +126,7 @@ impl Device {
             queues: Vec::new(),
             stack,
             data_path,
+            alarm: Alarm::default(),
             stopped: false,
             gone: false,
         };
@@ -140,11 +156,22 @@ impl Device {
         block_path(self.id())
     }
 
+    /// How a request's bytes travel.
+    pub fn data_path(&self) -> DataPath {
+        self.added.data_path.0
+    }
+
     /// What it is, at this moment.
     pub fn report(&self) -> Report {
         let mut report = self.report.clone();
         report.memory.backend = self.added.stack.memory_used();
         report
+    }
+
+    /// What its queues have done.
+    pub fn stats(&self) -> Stats {
+        let queues: Vec<_> = self.added.queues.iter().map(|queue| queue.metrics.clone()).collect();
+        Stats::of(&queues)
     }
 
     /// Takes the disk away; the queues go on serving meanwhile, and dirty pages reach the backend.
@@ -163,6 +190,11 @@ impl Device {
                 result => return result,
             }
         }
+    }
+
+    /// Has `tell` called when a queue ends from now on, whatever the reason.
+    pub fn on_end(&self, tell: Tell) {
+        self.added.alarm.tell(tell);
     }
 
     /// Why a queue ended by itself, if one did: the device is of no use then.
@@ -190,6 +222,22 @@ fn check(options: &Options) -> Result<()> {
         return Err(Error::invalid(what, why).cure(format!("give --queues from 1 to {cpus}")));
     }
     Ok(())
+}
+
+/// With one processor whoever has work could not run while somebody looks for it.
+fn spin(wanted: Duration) -> Duration {
+    if cpu_count() > 1 { wanted } else { Duration::ZERO }
+}
+
+fn about_spin(wanted: Duration) -> Option<String> {
+    let micros = wanted.as_micros();
+    match (micros, spin(wanted).is_zero()) {
+        (0, _) => None,
+        (_, true) => {
+            Some("its threads do not look for work before they sleep: there is one processor".into())
+        }
+        (_, false) => Some(format!("its threads look for work for up to {micros} us before they sleep")),
+    }
 }
 
 /// Longest read or write: what the backend wants in one piece, as far as there is room for it.
@@ -267,7 +315,7 @@ impl Added {
     fn seat_queues(&mut self, options: &Options) -> Result<Vec<QueueThread>> {
         let node = Arc::new(open_node(&PathBuf::from(format!("/dev/ublkc{}", self.id())))?);
         self.node = Some(node.clone());
-        let mut seating = Seating::new(self.info.nr_hw_queues);
+        let mut seating = Seating::new(self.info.nr_hw_queues, self.alarm.clone());
         for queue in 0..self.info.nr_hw_queues {
             let affinity = self.control.queue_affinity(self.id(), queue)?;
             let remote = Remote::new(self.info.queue_depth)
@@ -281,14 +329,17 @@ impl Added {
                 descriptor_size: self.descriptor_size(),
                 affinity,
                 remote: remote.clone(),
+                metrics: Arc::default(),
+                spin: spin(options.spin),
                 data_path: self.data_path.0,
                 registered_tags: options.registered_tags.unwrap_or(self.info.queue_depth),
                 prevent_partition_scan: !options.partition_scan
                     && !self.info.flags.contains(Features::NO_AUTO_PART_SCAN),
             };
             let name = format!("bh{}-q{queue}", self.id());
+            let metrics = seat.metrics.clone();
             let thread = seating.start(name, move |seated| seat.serve(seated))?;
-            self.queues.push(QueueHandle { thread, remote });
+            self.queues.push(QueueHandle { thread, remote, metrics });
         }
         let mut seats = seating.wait(self.cannot_start())?;
         seats.sort_by_key(|seat: &QueueThread| seat.queue);

@@ -9,6 +9,8 @@ use super::front::{self, Batch, Elements, PerTag};
 use super::report::QueueThread;
 use crate::backend::QueueContext;
 use crate::error::{Error, Result};
+use crate::metrics::QueueMetrics;
+use crate::port::clock::Duration;
 use crate::port::remote::Remote;
 use crate::port::ring::Ring;
 use crate::port::thread::{self, CpuMask};
@@ -24,6 +26,8 @@ pub(super) struct Seat {
     pub descriptor_size: usize,
     pub affinity: CpuMask,
     pub remote: Arc<Remote>,
+    pub metrics: Arc<QueueMetrics>,
+    pub spin: Duration,
     pub data_path: DataPath,
     /// Tags whose pages the driver can register.
     pub registered_tags: u16,
@@ -55,7 +59,8 @@ impl Seat {
             true => Some(Elements::new(self.depth, self.data_path).map_err(failed("no memory for batches"))?),
             false => None,
         };
-        let ring = Ring::new(self.depth, self.remote.clone()).map_err(failed("cannot make an io_uring"))?;
+        let ring = Ring::with_spin(self.depth, self.remote.clone(), self.spin)
+            .map_err(failed("cannot make an io_uring"))?;
         let seat = front::Seat {
             device: &self.device,
             queue: self.queue,
@@ -96,7 +101,7 @@ impl Seat {
         }
         let context =
             QueueContext { ring: &ring, index: self.queue, depth: self.depth, max_io_size: self.max_io_size };
-        let served = self.stack.serve(&context, &buffers, front);
+        let served = self.stack.serve(&context, &buffers, front, &self.metrics);
         if served.is_err() {
             // A chain that nobody waited for may still have its commit read from there.
             std::mem::forget(elements);

@@ -63,8 +63,9 @@ pub fn monotonic_nanoseconds() -> u64 {
     if let Some(now) = crate::port::sim::monotonic_nanoseconds() {
         return now;
     }
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+    // Neither number is negative; they fit for 500 years after the machine was started.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// Seconds since the machine was started, sleep included.

@@ -103,6 +103,12 @@ impl Remote {
         false
     }
 
+    /// Whether somebody has left something for the thread.
+    #[inline]
+    pub fn is_called(&self) -> bool {
+        !self.messages.is_empty() || self.stop.load(Ordering::Relaxed) || self.front.load(Ordering::Relaxed)
+    }
+
     /// The thread is awake; others need not wake it.
     #[inline]
     pub fn awake(&self) {

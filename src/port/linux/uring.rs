@@ -26,6 +26,9 @@ pub(in crate::port) struct Uring {
 
 type SetUp = fn(&mut io_uring::Builder);
 
+/// The set-up without any of the others' help.
+const PLAIN: &str = "plain";
+
 /// Ring set-ups from the best down: what they need says `io_uring_setup(2)`.
 const SETUPS: [(&str, SetUp); 4] = [
     ("single-issuer defer-taskrun no-sqarray", |builder| {
@@ -37,18 +40,22 @@ const SETUPS: [(&str, SetUp); 4] = [
     ("coop-taskrun", |builder| {
         builder.setup_coop_taskrun();
     }),
-    ("plain", |_| {}),
+    (PLAIN, |_| {}),
 ];
 
 impl Uring {
-    /// With the best set-up this kernel takes, which is named, and room for `files` files.
-    pub fn new(slots: u16, files: u32, remote: &Remote) -> io::Result<(Uring, &'static str)> {
+    /// With the best set-up this kernel takes, which is named, and room for `files` files. A ring that is `watched`
+    /// says without a system call whether there is something to do.
+    pub fn new(slots: u16, files: u32, remote: &Remote, watched: bool) -> io::Result<(Uring, &'static str)> {
         // Twice the slots: a command for each, and an operation for each on its way.
         let entries = (u32::from(slots).max(4) * 2).next_power_of_two();
         let mut refused = io::Error::from(io::ErrorKind::Unsupported);
         for (name, setup) in SETUPS {
             let mut builder = IoUring::builder();
             setup(&mut builder);
+            if watched && name != PLAIN {
+                builder.setup_taskrun_flag();
+            }
             // All operations that slots can have, and what belongs to no slot: where completions do not fit, the
             // kernel keeps them aside, and a multishot command that completes then loses its buffer for good.
             builder.setup_cqsize(entries * OPERATIONS_PER_SLOT as u32).dontfork();
@@ -138,6 +145,18 @@ impl Uring {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether there are completions.
+    #[inline]
+    pub fn has_completions(&mut self) -> bool {
+        !self.uring.completion().is_empty()
+    }
+
+    /// Whether a call of the kernel would bring some at once. Of a ring that is watched.
+    #[inline]
+    pub fn has_work(&mut self) -> bool {
+        self.uring.submission().taskrun()
     }
 
     /// Adds the completions that are there, never more than fit without growing.

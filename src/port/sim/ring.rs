@@ -22,9 +22,11 @@ pub(in crate::port) enum Driver {
 }
 
 impl Driver {
-    pub fn new(slots: u16, files: u32, remote: &Remote) -> io::Result<(Driver, &'static str)> {
+    pub fn new(slots: u16, files: u32, remote: &Remote, watched: bool) -> io::Result<(Driver, &'static str)> {
         match current() {
-            None => Uring::new(slots, files, remote).map(|(uring, name)| (Driver::Linux(uring), name)),
+            None => {
+                Uring::new(slots, files, remote, watched).map(|(uring, name)| (Driver::Linux(uring), name))
+            }
             Some(handle) => Ok((Driver::Simulated(SimRing::new(handle, slots, files, remote)), "simulated")),
         }
     }
@@ -91,6 +93,23 @@ impl Driver {
                 ring.submit_and_wait(want);
                 Ok(())
             }
+        }
+    }
+
+    #[inline]
+    pub fn has_completions(&mut self) -> bool {
+        match self {
+            Driver::Linux(uring) => uring.has_completions(),
+            Driver::Simulated(_) => true,
+        }
+    }
+
+    /// In the world nobody looks for work: time would not pass.
+    #[inline]
+    pub fn has_work(&mut self) -> bool {
+        match self {
+            Driver::Linux(uring) => uring.has_work(),
+            Driver::Simulated(_) => true,
         }
     }
 

@@ -72,6 +72,45 @@ pub struct Status {
     pub queue_threads: Vec<QueueThread>,
 }
 
+/// What `stats` says of one engine of a disk.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Stats {
+    pub engine: String,
+    pub name: String,
+    pub data_path: Option<String>,
+    pub ops: Vec<OpStats>,
+    pub queues: Vec<QueueStats>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct QueueStats {
+    pub in_flight: u64,
+    pub ops: Vec<OpStats>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct OpStats {
+    pub op: String,
+    pub requests: u64,
+    pub bytes: u64,
+    pub errors: u64,
+    pub latency: Option<Latency>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Latency {
+    pub measured: u64,
+    pub p50_ns: u64,
+    pub p99_ns: u64,
+    pub max_ns: u64,
+}
+
+impl Stats {
+    pub fn op(&self, name: &str) -> Outcome<&OpStats> {
+        self.ops.iter().find(|op| op.op == name).context(format!("stats has nothing about {name}"))
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub struct Memory {
     pub locked_buffers: u64,
@@ -152,6 +191,13 @@ impl Blockhaus {
 
     pub fn status(&self, id: u32) -> Outcome<Status> {
         self.json(&["status", &id.to_string()])
+    }
+
+    /// Of the device alone.
+    pub fn stats(&self, id: u32) -> Outcome<Stats> {
+        let mut engines: Vec<Stats> = self.json(&["stats", &id.to_string()])?;
+        ensure!(engines.len() == 1, "stats has {} engines of one device", engines.len());
+        Ok(engines.remove(0))
     }
 
     pub fn features(&self) -> Outcome<Features> {

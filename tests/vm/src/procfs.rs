@@ -52,6 +52,13 @@ pub fn stat(path: &str) -> Option<Stat> {
     })
 }
 
+/// How long a process has run, in ticks of USER_HZ, which is 100 a second everywhere.
+pub fn cpu_ticks(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_whitespace().collect();
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+}
+
 /// A line `Name:  value [kB]` of a status file, as it stands.
 pub fn field(path: impl AsRef<Path>, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;

@@ -20,6 +20,7 @@ mod memory;
 mod none;
 mod paths;
 mod shutdown;
+mod statistics;
 mod up;
 
 /// Where a test runs.
@@ -53,7 +54,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 16] = [
+const AREAS: [&[Entry]; 17] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -70,6 +71,7 @@ const AREAS: [&[Entry]; 16] = [
     alloc::TESTS,
     up::TESTS,
     both::TESTS,
+    statistics::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {

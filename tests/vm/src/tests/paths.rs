@@ -1,16 +1,20 @@
 //! Data paths: what is chosen, what is refused, and what happens where the driver cannot do its part.
 
+use std::time::Duration;
+
 use super::bad::refused;
 use super::{Entry, Where, entry};
 use crate::blockhaus::Blockhaus;
 use crate::outcome::{Context, Outcome};
-use crate::{ensure, home, raw};
+use crate::{ensure, home, procfs, raw};
 
 pub(super) const TESTS: &[Entry] = &[
     entry("path/auto", 60, Where::Ublk, auto),
     entry("path/refused", 60, Where::Ublk, refusals),
     entry("path/fallback", 300, Where::Ublk, fallback),
     entry("path/limits", 120, Where::Ublk, limits),
+    entry("path/for-load", 60, Where::Ublk, for_load),
+    entry("path/spin", 120, Where::Ublk, spin),
 ];
 
 /// UBLK_F_AUTO_BUF_REG and UBLK_F_BATCH_IO.
@@ -40,6 +44,45 @@ fn auto() -> Outcome {
         device.detach()?;
     }
     Ok(())
+}
+
+/// Who says what the load is gets what suits it on this kernel.
+fn for_load() -> Outcome {
+    let tool = Blockhaus::new();
+    let file = format!("file:{},size=64M", home::path("load.img"));
+    let (hides, batches) = (hides()?, has(BATCH_IO)?);
+    let usual = if hides { "auto-buf" } else { "copy" };
+    let (file_batch, ram_batch) = if batches { ("batch-auto-buf", "batch-copy") } else { (usual, "copy") };
+    for (arguments, expected) in [
+        (&[file.as_str(), "--for", "throughput"][..], file_batch),
+        (&["ram:64M", "--for", "throughput"], ram_batch),
+        (&[&file, "--for", "throughput", "--depth", "1"], usual),
+        (&[&file, "--for", "latency"], usual),
+        (&["ram:64M", "--for", "latency", "--data-path", "user-copy"], "user-copy"),
+    ] {
+        let device = tool.attach(arguments)?;
+        let got = device.info.data_path.as_str();
+        ensure!(got == expected, "{arguments:?}: by {got}, not by {expected}");
+        device.detach()?;
+    }
+    Ok(())
+}
+
+/// Threads that look for work find it, and those that have none for a while do not look.
+fn spin() -> Outcome {
+    let file = format!("file:{},size=512M", home::path("spin.img"));
+    let device = Blockhaus::new().attach(&[&file, "--spin-us", "1000", "--queues", "2"])?;
+    let said = device.info.notes.iter().any(|note| note.contains("look for work for up to 1000 us"));
+    ensure!(said, "nothing is said about looking for work: {:?}", device.info.notes);
+    super::on_device(device.path(), 16, false)?;
+    let ticks = || procfs::cpu_ticks(device.info.pid).context("how long the server ran");
+    // What udev and the file system above still want has an end.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = ticks()?;
+    std::thread::sleep(Duration::from_secs(3));
+    let idle = ticks()? - before;
+    ensure!(idle <= 15, "in 3 s without work the server ran for {idle} ticks of 10 ms");
+    device.detach()
 }
 
 fn refusals() -> Outcome {

@@ -1,0 +1,10 @@
+//! Statistics of all disks of this host for Prometheus: as text, and over HTTP.
+//!
+//! The process that answers is none of those that serve disks: it asks these over their control sockets, so
+//! that whoever talks to it reaches no disk.
+
+mod http;
+mod text;
+
+pub use http::Exporter;
+pub use text::{CONTENT_TYPE, text};
