@@ -27,6 +27,7 @@ use crate::stack::SpecTable;
 
 mod attach;
 mod background;
+mod bench;
 mod completions;
 mod detach;
 mod disk;
@@ -74,6 +75,7 @@ enum Verb {
     Status(status::Arguments),
     Stats(stats::Arguments),
     Metrics(metrics::Arguments),
+    Bench(bench::Arguments),
     Features(features::Arguments),
     Gc(gc::Arguments),
     Completions(completions::Arguments),
@@ -85,7 +87,8 @@ fn command(table: &SpecTable) -> clap::Command {
     let specs = table.help();
     Cli::command()
         .mut_subcommand("attach", |attach| attach.after_help(specs.clone()))
-        .mut_subcommand("serve", |serve| serve.after_help(specs))
+        .mut_subcommand("serve", |serve| serve.after_help(specs.clone()))
+        .mut_subcommand("bench", |bench| bench.after_help(specs))
 }
 
 /// Does what this process's arguments say, with the spec types of `table`.
@@ -124,6 +127,7 @@ fn perform(verb: Verb, table: &Arc<SpecTable>, background: bool) -> Result<ExitC
         Verb::Status(arguments) => status::run(arguments),
         Verb::Stats(arguments) => stats::run(arguments),
         Verb::Metrics(arguments) => metrics::run(arguments),
+        Verb::Bench(arguments) => bench::run(arguments, table),
         Verb::Features(arguments) => features::run(arguments),
         Verb::Gc(arguments) => gc::run(arguments),
         Verb::Completions(arguments) => completions::run(arguments, table),

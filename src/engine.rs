@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+pub mod load;
 pub mod nbd;
 mod seating;
 pub mod ublk;

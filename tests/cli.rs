@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "attach",
     "serve",
     "detach",
@@ -13,6 +13,7 @@ const VERBS: [&str; 13] = [
     "status",
     "stats",
     "metrics",
+    "bench",
     "features",
     "gc",
     "completions",

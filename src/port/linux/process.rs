@@ -7,9 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use nix::unistd;
 
-use super::clock::Deadline;
+use super::clock::{Deadline, Duration};
 use super::socket::{Lines, set_nonblocking, wait_readable};
 
 /// This process's number.
@@ -43,6 +45,17 @@ pub fn close_inherited() {
     // SAFETY: called before this process has opened anything, so that no descriptor that is closed
     // here belongs to anybody in it.
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+}
+
+/// Processor time that this process has used, all of its threads together: in the program and in the kernel
+/// (getrusage(2)). Zero where the kernel does not say.
+pub fn cpu_time() -> (Duration, Duration) {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return (Duration::ZERO, Duration::ZERO) };
+    let duration = |time: TimeVal| {
+        let (seconds, microseconds) = (time.tv_sec().max(0) as u64, time.tv_usec().max(0) as u64);
+        Duration::from_secs(seconds) + Duration::from_micros(microseconds)
+    };
+    (duration(usage.user_time()), duration(usage.system_time()))
 }
 
 /// A standard stream.
@@ -225,7 +238,6 @@ pub fn memory(pid: i32) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::port::clock::Duration;
 
     #[test]
     fn a_process_is_known_by_its_number_and_its_start() {

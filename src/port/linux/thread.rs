@@ -8,6 +8,8 @@ use nix::unistd::Pid;
 
 pub use std::thread::JoinHandle;
 
+use super::clock::Duration;
+
 /// Stack of a queue thread. Tasks live on the heap, so little is needed.
 const QUEUE_STACK: usize = 512 << 10;
 
@@ -111,6 +113,14 @@ impl std::fmt::Display for CpuMask {
 /// The kernel's number of this thread.
 pub fn current_id() -> i32 {
     nix::unistd::gettid().as_raw()
+}
+
+/// How long this thread could have run so far and had no processor (Documentation/scheduler/sched-stats.rst). Zero
+/// where the kernel does not say.
+pub fn waited_for_processor() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited_ns = text.split_ascii_whitespace().nth(1).and_then(|number| number.parse().ok());
+    Duration::from_nanos(waited_ns.unwrap_or(0))
 }
 
 /// CAP_SYS_ADMIN of linux/capability.h.

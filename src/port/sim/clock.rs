@@ -1,7 +1,7 @@
 //! Time: the world's own where a thread is in one. It passes only while everybody waits.
 
 use std::cell::Cell;
-use std::ops::{Add, Sub};
+use std::ops::{Add, AddAssign, Sub};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -56,6 +56,12 @@ impl Add<Duration> for Instant {
 
     fn add(self, duration: Duration) -> Instant {
         Instant(self.0 + duration)
+    }
+}
+
+impl AddAssign<Duration> for Instant {
+    fn add_assign(&mut self, duration: Duration) {
+        *self = *self + duration;
     }
 }
 

@@ -7,6 +7,7 @@ use std::thread;
 
 pub use crate::port::linux::thread::{
     AbortOnPanic, CpuMask, become_io_flusher, current_id, give_up_administration, is_io_flusher, touch_stack,
+    waited_for_processor,
 };
 
 use super::schedule::{Status, ThreadId};

@@ -8,6 +8,7 @@ mod alloc;
 mod attributes;
 mod bad;
 mod bad_holders;
+mod bench;
 mod both;
 mod busy;
 mod cells;
@@ -54,7 +55,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 17] = [
+const AREAS: [&[Entry]; 18] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -72,6 +73,7 @@ const AREAS: [&[Entry]; 17] = [
     up::TESTS,
     both::TESTS,
     statistics::TESTS,
+    bench::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
