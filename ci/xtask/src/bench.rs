@@ -1,30 +1,36 @@
-//! `cargo xtask bench`: what an I/O costs, in instructions of the whole guest,
-//! ours beside the peers' from one run.
+//! `cargo xtask bench`: what an I/O costs, ours beside the peers' from one run.
 //!
-//! plan (what to measure, the guest's script) → peer (rublk, kublk) → results (its
-//! lines) → report (table, JSON, verdict); nbd, by the clock, and map, by the symbol, apart from these
+//! device, mode, plan (what is measured, and the script) → measure (in machines or here, with peer's
+//! servers) → results → table, bars, chart, page (figures for people, for programs, for a bar).
+//! nbd and map are apart: ours beside nbdkit on this machine, and instructions by symbol.
 
+mod about;
+mod bars;
+mod chart;
+mod device;
 mod map;
+mod measure;
+mod mode;
 mod nbd;
+mod page;
 mod peer;
 mod plan;
-mod report;
 mod results;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::guest_build::{self, Target};
-use crate::vm::{Machine, Payload};
-use crate::{paths, run, say};
-use plan::{Device, Plan};
-use results::Results;
-
-/// Long enough for a host that does much else besides.
-const TIMEOUT: Duration = Duration::from_secs(3600);
+use crate::{paths, say};
+use about::About;
+use bars::Verdict;
+use device::Device;
+use mode::Mode;
+use page::Report;
+use plan::Plan;
 
 /// What can be said after `cargo xtask bench`.
 #[derive(clap::Args, Debug)]
@@ -32,40 +38,90 @@ pub struct Args {
     /// The kernel to measure on, one of `cargo xtask vm --list`
     #[arg(long, default_value = "7.2")]
     kernel: String,
-    /// Fewer I/Os, once: a third of the time, and fio's start weighs a few percent
+    /// Measure by the clock, on two virtual CPUs: I/Os a second, latency, CPU time. Without it, count
+    /// instructions
+    #[arg(long)]
+    clock: bool,
+    /// Measure instead how it goes with depth and idle devices, or with --clock over jobs, queues and devices
+    #[arg(long)]
+    scale: bool,
+    /// Measure this machine's own kernel and ublk, as root, and not a virtual machine
+    #[arg(long, requires = "clock", conflicts_with = "kernel")]
+    host: bool,
+    /// Once, and shorter: enough to see that it works
     #[arg(long)]
     quick: bool,
-    /// How often each cell is measured; the median counts
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
-    runs: u32,
+    /// How often each cell is measured, three times if nothing is said and five by the clock; the median counts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99))]
+    runs: Option<u32>,
     /// Only these devices
-    #[arg(long, value_name = "NAME,…", value_enum, value_delimiter = ',')]
-    only: Vec<Device>,
+    #[arg(long, value_name = "NAME,…", value_parser = device::parse, value_delimiter = ',')]
+    only: Vec<&'static Device>,
+    /// All devices: every data path of ours as well
+    #[arg(long, conflicts_with_all = ["only", "scale"])]
+    all: bool,
     /// Print instead where the instructions go under this load, by symbol: `4k-randread-qd64` or another column
-    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["quick", "json", "nbd", "assert_rublk", "assert_kublk"])]
+    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["quick", "json", "out", "nbd", "assert", "clock", "scale"])]
     map: Option<String>,
     /// Measure NBD instead, by the clock and on this machine: ours beside nbdkit
-    #[arg(long, conflicts_with_all = ["quick", "only", "json", "assert_rublk", "assert_kublk"])]
+    #[arg(long, conflicts_with_all = ["quick", "only", "all", "json", "out", "assert", "clock", "scale"])]
     nbd: bool,
-    /// How long each load of --nbd runs
-    #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
-    seconds: u32,
+    /// How long each load runs by the clock: three seconds if nothing is said, four with --nbd
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: Option<u32>,
     /// Fail when --nbd finds fewer than this many times nbdkit's IOPS under any load
     #[arg(long, value_name = "FACTOR", requires = "nbd")]
     assert_nbdkit: Option<f64>,
     /// Write the figures there as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write figures and charts to this folder, and the run's section into its README.md
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Fail unless every bar of this measurement was measured and met
+    #[arg(long)]
+    assert: bool,
     /// Fail when blockhaus takes more than this many times rublk's instructions in any column
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", conflicts_with_all = ["clock", "scale", "nbd", "map"])]
     assert_rublk: Option<f64>,
     /// The same with kublk, the C server of the kernel's own tests
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", conflicts_with_all = ["clock", "scale", "nbd", "map"])]
     assert_kublk: Option<f64>,
 }
 
 impl Args {
-    fn bars(&self) -> impl Iterator<Item = (&'static str, f64)> {
+    fn mode(&self) -> Mode {
+        match (self.clock, self.scale) {
+            (false, false) => Mode::Count,
+            (false, true) => Mode::CountScale,
+            (true, false) => Mode::Clock,
+            (true, true) => Mode::ClockScale,
+        }
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        let mode = self.mode();
+        let devices = match self.only.is_empty() {
+            true => mode.devices(self.all),
+            false => device::DEVICES.iter().filter(|device| self.only.contains(device)).collect(),
+        };
+        if let Some(device) = devices.iter().find(|device| !mode.takes(device)) {
+            bail!("{} cannot be scaled; blockhaus' devices and loop-file can", device.name);
+        }
+        let mut plan = Plan::new(mode, devices, self.quick, self.runs);
+        plan.seconds = self.seconds.unwrap_or(plan.seconds);
+        for (peer, _) in self.peer_bars() {
+            if plan.compared(peer).next().is_none() {
+                bail!(
+                    "--assert-{peer} compares blockhaus with {peer}, and --only leaves no pair of them; \
+                     name both"
+                );
+            }
+        }
+        Ok(plan)
+    }
+
+    fn peer_bars(&self) -> impl Iterator<Item = (&'static str, f64)> {
         let bars = [("rublk", self.assert_rublk), ("kublk", self.assert_kublk)];
         bars.into_iter().filter_map(|(peer, bar)| Some((peer, bar?)))
     }
@@ -74,74 +130,43 @@ impl Args {
 /// Measure, print, and judge when that was asked for.
 pub fn main(args: &Args) -> Result<ExitCode> {
     if args.nbd {
-        return nbd::main(args.runs, args.seconds, args.assert_nbdkit);
+        return nbd::main(args.runs.unwrap_or(3), args.seconds.unwrap_or(4), args.assert_nbdkit);
     }
     if let Some(column) = &args.map {
         return map::main(&args.kernel, column, &args.only).map(|()| ExitCode::SUCCESS);
     }
-    let plan = Plan::new(args.quick, args.runs, &args.only);
-    for (peer, _) in args.bars() {
-        if plan.compared(peer).next().is_none() {
-            bail!(
-                "--assert-{peer} compares blockhaus with {peer}, and --only leaves no pair of them; name both"
-            );
-        }
-    }
+    let plan = args.plan()?;
     let began = Instant::now();
-    let results = measure(&args.kernel, &plan)?;
-    report::table(&plan, &results).lines().for_each(say::line);
+    let (results, machine) =
+        if args.host { measure::here(&plan)? } else { measure::in_machines(&args.kernel, &plan)? };
+    let about = About::this_run(&machine, &results)?;
+    let verdicts = bars::verdicts(&plan, &results, args.assert);
+    let report = Report { plan: &plan, results: &results, about: &about, verdicts: &verdicts };
+    report.text().lines().for_each(say::line);
     if let Some(file) = &args.json {
-        let json = serde_json::to_string_pretty(&report::json(&plan, &results))? + "\n";
+        let json = serde_json::to_string_pretty(&report.json())? + "\n";
         paths::write_whole(file, json.as_bytes())?;
     }
+    if let Some(folder) = &args.out {
+        report.publish(folder)?;
+    }
     say::step(format!("measured in {} s", began.elapsed().as_secs()));
-    let met: Vec<bool> = args.bars().map(|(peer, bar)| report::verdict(&plan, &results, peer, bar)).collect();
-    Ok(if met.contains(&false) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    say_bars(&verdicts);
+    for (device, why) in &results.missing {
+        say::step(format!("{device} was not measured: {why}"));
+    }
+    let mut success = results.missing.is_empty() && (!args.assert || bars::all_met(&verdicts));
+    for (peer, factor) in args.peer_bars() {
+        let verdict = bars::beside(&plan, &results, peer, factor);
+        say::line(&verdict.words);
+        success &= verdict.met == Some(true);
+    }
+    Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Boot one counting machine and measure all of `plan` in it.
-fn measure(kernel: &str, plan: &Plan) -> Result<Results> {
-    let mut payload = Vec::new();
-    let mut results = Results::default();
-    if plan.has("blockhaus") {
-        let binary = guest_build::static_binary("blockhaus", Target::Bin("blockhaus"))?;
-        payload.push(Payload::new(binary, "blockhaus"));
+fn say_bars(verdicts: &[Verdict]) {
+    verdicts.iter().for_each(|verdict| say::line(&verdict.words));
+    if !verdicts.is_empty() {
+        say::line(bars::summary(verdicts));
     }
-    if plan.has("rublk") {
-        payload.push(Payload::new(peer::rublk()?, "rublk"));
-    }
-    if plan.has("kublk") {
-        let (binary, version) = peer::kublk()?;
-        payload.push(Payload::new(binary, "kublk"));
-        results.versions.push(("kublk".into(), version));
-    }
-    let machine = Machine {
-        kernel: kernel.to_string(),
-        cpus: 1,
-        icount: true,
-        payload,
-        timeout: Some(TIMEOUT),
-        ..Machine::default()
-    };
-    machine.prepare(false)?;
-    say::step(format!("measuring {} cells in a machine that counts instructions", plan.cells()));
-    let mut said = String::new();
-    let status = machine.run(&plan.script(), |line| match results.take(line) {
-        Ok(Some(progress)) => say::step(format!("[{}/{}] {progress}", results.taken(), plan.cells())),
-        Ok(None) => {}
-        Err(other) => {
-            say::step(&other);
-            said = said.clone() + &other + "\n";
-        }
-    })?;
-    if !status.success() || results.taken() != plan.cells() {
-        bail!(
-            "the measurement ended early in the guest ({} of {} cells, exit status {}): {}",
-            results.taken(),
-            plan.cells(),
-            status.0,
-            run::last_lines(&said, 15)
-        );
-    }
-    Ok(results)
 }

@@ -9,9 +9,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::{COLUMNS, Device, Plan};
+use super::device::Device;
+use super::measure::TIMEOUT;
+use super::mode::{LOADS, Mode};
+use super::peer;
+use super::plan::{Place, Plan};
 use super::results::thousands;
-use super::{TIMEOUT, peer};
 use crate::guest_build::{self, Target};
 use crate::host::{self, Need};
 use crate::vm::{Machine, Payload};
@@ -110,13 +113,14 @@ fn costs(dumps: [&Dump; 2], counts: [u32; 2], kernel: &Symbols, server: Option<&
 }
 
 /// Measures `devices` under one load, and prints the table.
-pub fn main(kernel: &str, column: &str, only: &[Device]) -> Result<()> {
+pub fn main(kernel: &str, column: &str, only: &[&'static Device]) -> Result<()> {
     host::ensure(NEEDS)?;
-    let Some(column) = COLUMNS.into_iter().find(|known| *known == column) else {
-        bail!("there is no load {column}; there are {}", COLUMNS.join(", "));
+    let Some(column) = LOADS.into_iter().find(|known| *known == column) else {
+        bail!("there is no load {column}; there are {}", LOADS.join(", "));
     };
     let counts = if column.starts_with("128k") { [2_000, 12_000] } else { [10_000, 60_000] };
-    let mut plan = Plan::new(true, 1, only);
+    let devices = if only.is_empty() { Mode::Count.devices(false) } else { only.to_vec() };
+    let mut plan = Plan::new(Mode::Count, devices, true, None);
     (plan.columns, plan.map) = (vec![column], Some(counts));
     let folder = paths::Scratch::new_in(&paths::workspace().join("target/bench"))?;
     let (plugin, mark) = (folder.path().join("plugin.so"), folder.path().join("mark"));
@@ -129,7 +133,7 @@ pub fn main(kernel: &str, column: &str, only: &[Device]) -> Result<()> {
         payload.push(Payload::new(binary, name));
         Ok(())
     };
-    if plan.has("blockhaus") {
+    if plan.has_ours() {
         serve("blockhaus", guest_build::binary_in_place("blockhaus", Target::Bin("blockhaus"))?)?;
     }
     if plan.has("kublk") {
@@ -152,7 +156,7 @@ pub fn main(kernel: &str, column: &str, only: &[Device]) -> Result<()> {
     let mut symbols = Symbols::default();
     let mut said = String::new();
     let mut done = 0;
-    let status = machine.run(&plan.script(), |line| {
+    let status = machine.run(&plan.script(Place::Guest, 1, false), |line| {
         if let Some(symbol) = line.strip_prefix("@symbol ") {
             symbols.add(symbol.trim_end());
         } else if let Some(dump) = line.strip_prefix("@dump ") {
@@ -166,7 +170,7 @@ pub fn main(kernel: &str, column: &str, only: &[Device]) -> Result<()> {
     if !status.success() || dumps.len() != plan.devices.len() * counts.len() {
         bail!("the guest ended early (exit status {}): {}", status.0, run::last_lines(&said, 15));
     }
-    let names: Vec<String> = plan.devices.iter().map(|device| device.name()).collect();
+    let names: Vec<String> = plan.devices.iter().map(|device| device.name.to_string()).collect();
     let costs: Vec<Costs> = names
         .iter()
         .zip(dumps.chunks(counts.len()))

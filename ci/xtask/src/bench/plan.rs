@@ -1,164 +1,183 @@
-//! What is measured: devices, columns, how many I/Os, and the guest's script.
+//! What one run measures, and the script that does it.
 
-use clap::ValueEnum;
+use super::device::{Device, Owner};
+use super::mode::Mode;
 
-/// The guest's part; [`Plan::script`] puts the settings before it.
-const GUEST: &str = include_str!("guest.sh");
+/// The guest's part that every mode has; [`Plan::script`] puts the settings before it.
+const DEVICES: &str = include_str!("guest/devices.sh");
 
-/// What a load runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
-pub enum Device {
-    /// The block layer and fio alone
-    NullBlk,
-    /// `blockhaus attach null:4G`
-    BlockhausNull,
-    /// `blockhaus attach null:4G --data-path batch-copy`
-    BlockhausNullBatch,
-    /// `rublk add null`
-    RublkNull,
-    /// `kublk add -t null`
-    KublkNull,
-    /// `kublk add -t null -b`
-    KublkNullBatch,
-    /// A file itself: 256 MiB on ext4 on brd, O_DIRECT
-    RawFile,
-    /// The kernel's loop device over it, direct I/O
-    LoopFile,
-    /// `blockhaus attach file:FILE`
-    BlockhausFile,
-    /// `blockhaus attach file:FILE --data-path batch-auto-buf`
-    BlockhausFileBatch,
-    /// `rublk add loop -f FILE`
-    RublkFile,
-    /// `kublk add -t loop --auto_zc FILE`: the driver registers the requests' pages
-    KublkFile,
-    /// `kublk add -t loop --auto_zc -b FILE`
-    KublkFileBatch,
+/// Where the script finds things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// In a virtual machine.
+    Guest,
+    /// On this machine: binaries and scratch files are in this folder.
+    Here(&'a str),
 }
-
-impl Device {
-    /// Its name on the command line, in the guest and in the table.
-    pub fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
-    }
-
-    /// The devices of the same backing that `peer` serves, the one that is most alike first.
-    fn beside(self, peer: &str) -> Vec<Self> {
-        let name = self.name();
-        let Some(rest) = name.strip_prefix("blockhaus-") else { return Vec::new() };
-        let alike = format!("{peer}-{rest}");
-        let backing = format!("{peer}-{}", rest.split('-').next().unwrap_or(rest));
-        let of_backing = Self::value_variants().iter().copied().filter(|o| o.name().starts_with(&backing));
-        let mut found: Vec<Self> = of_backing.collect();
-        found.sort_by_key(|other| other.name() != alike);
-        found
-    }
-}
-
-/// The loads, in the order of the table.
-pub const COLUMNS: [&str; 5] =
-    ["4k-randread-qd64", "4k-randwrite-qd64", "4k-randread-qd1", "128k-read-qd16", "128k-write-qd16"];
 
 /// All of one measurement.
 #[derive(Debug)]
 pub struct Plan {
+    /// See [`Mode`].
+    pub mode: Mode,
     /// What is measured, in the order of the table.
-    pub devices: Vec<Device>,
+    pub devices: Vec<&'static Device>,
+    /// The columns of the table.
+    pub columns: Vec<&'static str>,
     /// How often each cell is.
     pub runs: u32,
-    /// I/Os of one cell: 4k at depth 64, 4k at depth 1, 128k.
+    /// I/Os of one cell that counts: 4k at depth 64, 4k at depth 1, 128k.
     pub counts: [u32; 3],
-    /// The loads.
-    pub columns: Vec<&'static str>,
+    /// How long one load runs by the clock.
+    pub seconds: u32,
     /// Where the instructions go is wanted: by the difference between so few I/Os and so many.
     pub map: Option<[u32; 2]>,
 }
 
 impl Plan {
-    /// All devices, or `only` those. Each load is about half a second of the
-    /// guest's time, which fio tells in milliseconds; a `quick` one a fifth.
-    pub fn new(quick: bool, runs: u32, only: &[Device]) -> Self {
-        let all = Device::value_variants().iter().copied();
+    /// `devices` once each. Each load that counts is about half a second of the guest's time, which fio
+    /// tells in milliseconds; a `quick` one a fifth.
+    pub fn new(mode: Mode, devices: Vec<&'static Device>, quick: bool, runs: Option<u32>) -> Self {
         Self {
-            devices: all.filter(|device| only.is_empty() || only.contains(device)).collect(),
-            runs: if quick { 1 } else { runs },
+            mode,
+            devices,
+            columns: mode.columns().to_vec(),
+            runs: if quick { 1 } else { runs.unwrap_or_else(|| mode.runs()) },
             counts: if quick { [10_000, 6_000, 2_500] } else { [40_000, 25_000, 10_000] },
-            columns: COLUMNS.to_vec(),
+            seconds: if quick { 1 } else { 3 },
             map: None,
         }
     }
 
-    /// How many measurements that makes.
-    pub fn cells(&self) -> usize {
-        self.devices.len() * COLUMNS.len() * self.runs as usize
+    /// The columns that this device has.
+    pub fn columns_of(&self, device: &'static Device) -> impl Iterator<Item = &'static str> {
+        self.columns.iter().copied().filter(move |column| self.mode.has(device, column))
     }
 
-    /// Whether any device's name has `word` in it.
+    /// How many measurements that makes.
+    pub fn cells(&self) -> usize {
+        let cells: usize = self.devices.iter().map(|device| self.columns_of(device).count()).sum();
+        cells * self.runs as usize
+    }
+
+    /// Whether any device needs `word`: a server, or a kind of file.
     pub fn has(&self, word: &str) -> bool {
-        self.devices.iter().any(|device| device.name().contains(word))
+        self.devices.iter().any(|device| device.start.contains(word))
     }
 
     /// Ours and `peer`'s devices with the same backing.
-    pub fn compared(&self, peer: &str) -> impl Iterator<Item = (Device, Device)> {
-        let pairs = |ours: Device| ours.beside(peer).into_iter().map(move |theirs| (ours, theirs));
-        self.devices.iter().copied().flat_map(pairs).filter(|(_, theirs)| self.devices.contains(theirs))
+    pub fn compared(&self, peer: &str) -> impl Iterator<Item = (&'static Device, &'static Device)> {
+        let pairs = |ours: &&'static Device| {
+            let ours = *ours;
+            ours.beside(peer).into_iter().map(move |theirs| (ours, theirs))
+        };
+        self.devices.iter().flat_map(pairs).filter(|(_, theirs)| self.devices.contains(theirs))
     }
 
-    /// What the guest runs.
-    pub fn script(&self) -> String {
-        let names: Vec<String> = self.devices.iter().map(|device| device.name()).collect();
+    /// Whether there is anything of ours to judge.
+    pub fn has_ours(&self) -> bool {
+        self.devices.iter().any(|device| device.owner == Owner::Ours)
+    }
+
+    /// What is run, `runs` times each cell; by turns in one order and in the other, so that a machine that
+    /// becomes slower or faster is no gain to anybody.
+    pub fn script(&self, place: Place<'_>, runs: u32, backwards: bool) -> String {
+        let mut names: Vec<&str> = self.devices.iter().map(|device| device.name).collect();
+        if backwards {
+            names.reverse();
+        }
+        let cases =
+            self.devices.iter().map(|device| format!("        {}) {} ;;\n", device.name, device.start));
+        let (payload, work, here) = match place {
+            Place::Guest => ("/payload", "/tmp", ""),
+            Place::Here(folder) => (folder, folder, "yes"),
+        };
         let [count_4k, count_qd1, count_128k] = self.counts;
+        // Several devices have a file each, all of them in memory.
+        let file_mib = if self.mode.scales() { 64 } else { 256 };
+        let files = match self.mode {
+            Mode::Count | Mode::Clock => 1,
+            Mode::ClockScale => 4,
+            Mode::CountScale => 16,
+        };
         format!(
-            "devices='{}'\ncolumns='{}'\nruns={}\n\
-             count_4k={count_4k} count_qd1={count_qd1} count_128k={count_128k}\nmap='{}'\n{GUEST}",
+            "payload='{payload}' work='{work}' here='{here}'\n\
+             devices='{}'\ncolumns='{}'\nruns={runs} seconds={}\n\
+             count_4k={count_4k} count_qd1={count_qd1} count_128k={count_128k}\n\
+             file_mib={file_mib} files={files}\nmap='{}'\n\
+             make() {{\n    case $1 in\n{}    esac\n}}\n{DEVICES}{}",
             names.join(" "),
             self.columns.join(" "),
-            self.runs,
+            self.seconds,
             self.map.map_or(String::new(), |counts| counts.map(|count| count.to_string()).join(" ")),
+            cases.collect::<String>(),
+            self.mode.guest(),
         )
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::device::{DEVICES as ALL, named};
     use super::*;
+
+    fn plan(mode: Mode, names: &[&str]) -> Plan {
+        Plan::new(mode, names.iter().map(|name| named(name).unwrap()).collect(), true, None)
+    }
 
     #[test]
     fn ours_stand_beside_the_peers_with_the_same_backing() {
-        let plan = Plan::new(false, 3, &[]);
-        let pairs: Vec<_> = plan.compared("rublk").collect();
-        assert_eq!(
-            pairs,
-            [
-                (Device::BlockhausNull, Device::RublkNull),
-                (Device::BlockhausNullBatch, Device::RublkNull),
-                (Device::BlockhausFile, Device::RublkFile),
-                (Device::BlockhausFileBatch, Device::RublkFile),
-            ]
-        );
-        let pairs: Vec<_> = plan.compared("loop").collect();
-        assert_eq!(pairs[0], (Device::BlockhausFile, Device::LoopFile));
-        let batch = |(ours, _): &(Device, Device)| *ours == Device::BlockhausFileBatch;
-        let peers: Vec<_> = plan.compared("kublk").filter(batch).map(|(_, theirs)| theirs).collect();
-        assert_eq!(peers, [Device::KublkFileBatch, Device::KublkFile]);
+        let plan = Plan::new(Mode::Count, Mode::Count.devices(false), false, None);
+        let pairs: Vec<_> = plan.compared("rublk").map(|(ours, theirs)| (ours.name, theirs.name)).collect();
+        assert!(pairs.contains(&("blockhaus-null", "rublk-null")));
+        assert!(pairs.contains(&("blockhaus-file-latency", "rublk-file")));
+        assert!(pairs.iter().all(|(ours, theirs)| ours.contains("null") == theirs.contains("null")));
+        assert_eq!(plan.compared("loop").next().unwrap().0.name, "blockhaus-file");
     }
 
     #[test]
     fn only_some_devices_means_fewer_cells() {
-        let plan = Plan::new(true, 3, &[Device::BlockhausNull, Device::NullBlk]);
+        let plan = plan(Mode::Count, &["null-blk", "blockhaus-null"]);
         assert_eq!(plan.cells(), 10);
-        assert!(plan.script().starts_with("devices='null-blk blockhaus-null'\n"));
+        assert!(plan.script(Place::Guest, 1, false).contains("\ndevices='null-blk blockhaus-null'\n"));
+        assert!(plan.script(Place::Guest, 1, true).contains("\ndevices='blockhaus-null null-blk'\n"));
         assert!(!plan.has("rublk"));
         assert_eq!(plan.compared("rublk").count(), 0);
     }
 
     #[test]
-    fn the_guest_knows_every_device_and_column() {
-        for name in Device::value_variants().iter().map(|device| device.name()) {
-            assert!(GUEST.contains(&format!("{name})")), "{name}");
+    fn loop_has_no_queues_to_choose_and_no_server_to_watch() {
+        assert_eq!(plan(Mode::CountScale, &["loop-file"]).cells() + 1, Mode::CountScale.columns().len());
+        assert_eq!(plan(Mode::ClockScale, &["blockhaus-file"]).cells(), Mode::ClockScale.columns().len());
+        assert_eq!(plan(Mode::ClockScale, &["loop-file"]).cells() + 2, Mode::ClockScale.columns().len());
+    }
+
+    #[test]
+    fn the_usual_devices_have_every_peer() {
+        let plan = Plan::new(Mode::Clock, Mode::Clock.devices(false), false, None);
+        for word in ["null_blk", "loop ", "rublk", "kublk", "nbdkit", "qemu-nbd"] {
+            assert!(plan.has(word), "{word}");
         }
-        for column in COLUMNS {
-            assert!(GUEST.contains(&format!("{column})")), "{column}");
+        assert!(plan.devices.len() < Mode::Clock.devices(true).len());
+        assert_eq!(Mode::Clock.devices(true).len(), ALL.len());
+    }
+
+    #[test]
+    fn the_guest_knows_every_device_and_column() {
+        for device in ALL {
+            let function = device.start.split(' ').next().unwrap();
+            assert!(DEVICES.contains(&format!("\n{function}() {{")), "{function}");
+        }
+        for mode in [Mode::Count, Mode::Clock, Mode::ClockScale, Mode::CountScale] {
+            let script = plan(mode, &["blockhaus-file"]).script(Place::Guest, 1, false);
+            assert!(script.contains("blockhaus-file) blockhaus file:$file ;;"), "{script}");
+            for column in mode.columns() {
+                // A load, or a shape with a number at its end.
+                let load = column.split('/').next().unwrap();
+                let shape = column.rsplit_once('-').unwrap().0.rsplit('/').next().unwrap();
+                let known = [format!("{load})"), format!("{shape}-*)"), format!("*/{shape}-*)")];
+                assert!(known.iter().any(|words| script.contains(words)), "{column}");
+            }
         }
     }
 }

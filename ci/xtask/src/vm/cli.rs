@@ -68,6 +68,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         memory_mib: args.memory,
         cpus: args.cpus,
         icount: args.icount,
+        parallel: false,
         plugin: None,
         payload: args.payload.clone(),
         drives: args.drive.clone(),

@@ -38,6 +38,9 @@ pub struct Machine {
     pub cpus: u32,
     /// Count instructions: the guest's clock advances 1 ns for each.
     pub icount: bool,
+    /// Where CPUs are translated, each has a host thread of its own. QEMU 7.2's guests panic now and then
+    /// so: for measuring only.
+    pub parallel: bool,
     /// A plug-in of QEMU's, as `-plugin` takes it; code is then where its symbols say, also in the guest's
     /// programs.
     pub plugin: Option<String>,
@@ -56,6 +59,7 @@ impl Default for Machine {
             memory_mib: 3072,
             cpus: 2,
             icount: false,
+            parallel: false,
             plugin: None,
             payload: Vec::new(),
             drives: Vec::new(),
@@ -130,8 +134,19 @@ impl Machine {
         Ok(match self.icount {
             true => Accelerator::CountedTcg,
             false if kvm::works(&self.kernel)? => Accelerator::Kvm,
+            false if self.parallel => Accelerator::ParallelTcg,
             false => Accelerator::Tcg,
         })
+    }
+
+    /// In one line what it is, for figures that were measured on it.
+    pub fn about(&self) -> Result<String> {
+        let accelerator = self.accelerator()?;
+        let words = run::output(run::command("qemu-system-x86_64").arg("--version"))?;
+        // `QEMU emulator version 7.2.22 (Debian …)`
+        let version = words.split_whitespace().nth(3).unwrap_or("of unknown version");
+        let cpus = if self.cpus == 1 { "1 CPU".to_string() } else { format!("{} CPUs", self.cpus) };
+        Ok(format!("QEMU {version}, {cpus} {}, {} MiB", accelerator.about(), self.memory_mib))
     }
 
     /// Boot once with `accelerator`, within `boot_limit`; run, and read the status.

@@ -12,8 +12,10 @@ use crate::run;
 pub enum Accelerator {
     /// The host's CPU.
     Kvm,
-    /// QEMU's translator, one host thread a guest CPU.
+    /// QEMU's translator, one host thread for all guest CPUs.
     Tcg,
+    /// The same with a host thread for each guest CPU: what waits for another CPU takes the time it takes.
+    ParallelTcg,
     /// QEMU's translator counting: the guest's clock advances one nanosecond
     /// an instruction, whatever else the host is doing.
     CountedTcg,
@@ -106,6 +108,16 @@ const COMMAND_LINE: &str =
     "console=ttyS0 panic=-1 mitigations=off nowatchdog random.trust_cpu=on loglevel=6 maxcpus=1";
 
 impl Accelerator {
+    /// What it is called where figures are shown.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "translated (TCG), one host thread",
+            Self::ParallelTcg => "translated (TCG), a host thread each",
+            Self::CountedTcg => "translated (TCG), counting instructions",
+        }
+    }
+
     fn args(self, cpus: u32) -> Vec<String> {
         let words = match self {
             Self::Kvm => format!("-accel kvm -cpu host -smp {cpus}"),
@@ -115,6 +127,10 @@ impl Accelerator {
             // Without cmpxchg16b: QEMU 7.2's emulation of it leaves rubbish in EFLAGS, which
             // kernels up to 6.12 run into in their memory allocator (double fault, GP fault).
             Self::Tcg => format!("-accel tcg,thread=single -cpu max,-cx16 -smp {cpus}"),
+            // For measuring only. `rep movsb` would be translated byte by byte, which no CPU does.
+            Self::ParallelTcg => {
+                format!("-accel tcg,thread=multi -cpu max,-cx16,-erms,-fsrm -smp {cpus}")
+            }
             Self::CountedTcg => "-accel tcg,thread=single -icount shift=0,sleep=off \
                                  -cpu max,-erms,-fsrm -smp 1"
                 .to_string(),
