@@ -62,8 +62,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PATH", default_value = "auto")]
     data_path: String,
 
-    /// What auto is to choose the data path for: latency (few requests at once, each of which somebody waits
-    /// for), throughput (many at once: they go in batches where the kernel can), or any.
+    /// What the load will be: latency (few requests at once, each of which somebody waits for: the queues' threads
+    /// get real-time priority), throughput (many at once: auto takes batches where the kernel has them), or any.
     #[arg(long = "for", value_name = "LOAD", default_value = "any")]
     load: String,
 

@@ -145,8 +145,9 @@ impl Status {
             say(
                 &format!("queue {}", thread.queue),
                 format!(
-                    "thread {}, CPUs {}, {flusher}, ring {}",
+                    "thread {}{}, CPUs {}, {flusher}, ring {}",
                     thread.tid,
+                    if thread.real_time { " with real-time priority" } else { "" },
                     thread.cpus,
                     thread.ring_flags.join(" ")
                 ),

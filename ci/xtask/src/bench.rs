@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["only", "scale"])]
     all: bool,
     /// Print instead where the instructions go under this load, by symbol: `4k-randread-qd64` or another column
-    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["quick", "json", "out", "nbd", "assert", "clock", "scale"])]
+    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["quick", "json", "nbd", "assert", "clock", "scale"])]
     map: Option<String>,
     /// Measure NBD instead, by the clock and on this machine: ours beside nbdkit
     #[arg(long, conflicts_with_all = ["quick", "only", "all", "json", "out", "assert", "clock", "scale"])]
@@ -75,7 +75,7 @@ pub struct Args {
     /// Write the figures there as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write figures and charts to this folder, and the run's section into its README.md
+    /// Write figures and charts to this folder, and the run's section into its README.md; with --map, the map
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Fail unless every bar of this measurement was measured and met
@@ -133,7 +133,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         return nbd::main(args.runs.unwrap_or(3), args.seconds.unwrap_or(4), args.assert_nbdkit);
     }
     if let Some(column) = &args.map {
-        return map::main(&args.kernel, column, &args.only).map(|()| ExitCode::SUCCESS);
+        return map::main(&args.kernel, column, &args.only, args.out.as_deref()).map(|()| ExitCode::SUCCESS);
     }
     let plan = args.plan()?;
     let began = Instant::now();

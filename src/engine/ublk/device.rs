@@ -332,6 +332,7 @@ impl Added {
                 metrics: Arc::default(),
                 spin: spin(options.spin),
                 data_path: self.data_path.0,
+                load: options.load,
                 registered_tags: options.registered_tags.unwrap_or(self.info.queue_depth),
                 prevent_partition_scan: !options.partition_scan
                     && !self.info.flags.contains(Features::NO_AUTO_PART_SCAN),

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::data_path::DataPath;
+use super::data_path::{DataPath, Load};
 use super::descriptors::Descriptors;
 use super::front::{self, Batch, Elements, PerTag};
 use super::report::QueueThread;
@@ -29,6 +29,7 @@ pub(super) struct Seat {
     pub metrics: Arc<QueueMetrics>,
     pub spin: Duration,
     pub data_path: DataPath,
+    pub load: Load,
     /// Tags whose pages the driver can register.
     pub registered_tags: u16,
     /// Keep a kernel that cannot be asked not to (before 7.0) from looking for partitions.
@@ -44,6 +45,7 @@ impl Seat {
         let _ = thread::become_io_flusher();
         let what = |what: &str| format!("queue {}: {what}", self.queue);
         let cpus = self.pin().map_err(|error| Error::system(what("cannot be pinned"), error))?;
+        let real_time = self.load == Load::Latency && thread::become_real_time().is_ok();
         thread::touch_stack();
         let failed =
             |why: &'static str| move |error| Error::system(format!("queue {}: {why}", self.queue), error);
@@ -90,6 +92,7 @@ impl Seat {
             queue: self.queue,
             tid,
             cpus: cpus.to_string(),
+            real_time,
             io_flusher: thread::is_io_flusher(tid).unwrap_or(false),
             ring_flags: ring.setup().split(' ').map(str::to_string).collect(),
             registered_buffers: registered,

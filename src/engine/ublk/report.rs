@@ -56,6 +56,9 @@ pub struct QueueThread {
     pub cpus: String,
     /// Whether the kernel treats it as an IO_FLUSHER, read back from /proc.
     pub io_flusher: bool,
+    /// Whether it runs before every ordinary thread.
+    #[serde(default)]
+    pub real_time: bool,
     /// Its ring's set-up.
     pub ring_flags: Vec<String>,
     /// Whether its buffers are registered with the ring.

@@ -123,6 +123,22 @@ pub fn waited_for_processor() -> Duration {
     Duration::from_nanos(waited_ns.unwrap_or(0))
 }
 
+/// SCHED_RR of linux/sched.h, with the flag by which threads that this one starts, the ring's workers among them, are
+/// ordinary again.
+const ROUND_ROBIN: i32 = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+
+/// Gives this thread the lowest real-time priority: it runs as soon as it is woken, before every ordinary thread
+/// (sched(7)). Needs CAP_SYS_NICE, or RLIMIT_RTPRIO.
+pub fn become_real_time() -> io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads one sched_param, which lives until the call returns; thread 0 is this one. By number,
+    // since musl's function of this name refuses.
+    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, ROUND_ROBIN, &raw const priority) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// CAP_SYS_ADMIN of linux/capability.h.
 const CAP_SYS_ADMIN: u32 = 21;
 

@@ -20,9 +20,17 @@ pub(in crate::port) struct Uring {
     wake_counter: Box<u64>,
     /// What the kernel reads when a timer is submitted: one for each operation there can be.
     timers: Box<[types::Timespec]>,
+    /// What goes with every wait.
+    enter_flags: u32,
     /// For multishot commands; behind the ring, so that it outlives it.
     provided: Option<Provided>,
 }
+
+/// IORING_ENTER_GETEVENTS, also where nothing is waited for: deferred task work runs in no other way.
+const GETEVENTS: u32 = 1;
+
+/// IORING_ENTER_NO_IOWAIT: who waits for requests to come waits for no disk, and is not counted as such. Linux 6.15.
+const NO_IOWAIT: u32 = 1 << 7;
 
 type SetUp = fn(&mut io_uring::Builder);
 
@@ -68,13 +76,31 @@ impl Uring {
                     let timers = vec![types::Timespec::new(); usize::from(slots) * OPERATIONS_PER_SLOT];
                     let event_fd = remote.event_fd();
                     let timers = timers.into_boxed_slice();
-                    return Ok((Uring { uring, event_fd, wake_counter, timers, provided: None }, name));
+                    let mut ring = Uring {
+                        uring,
+                        event_fd,
+                        wake_counter,
+                        timers,
+                        enter_flags: GETEVENTS,
+                        provided: None,
+                    };
+                    ring.wait_without_iowait();
+                    return Ok((ring, name));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
                 Err(error) => return Err(error),
             }
         }
         Err(refused)
+    }
+
+    /// Has waits not count as waits for a disk, where the kernel can: it refuses flags that it does not know.
+    fn wait_without_iowait(&mut self) {
+        let flags = GETEVENTS | NO_IOWAIT;
+        // SAFETY: nothing is submitted, nothing is waited for, and no argument goes with it.
+        if unsafe { self.uring.submitter().enter::<()>(0, 0, flags, None) }.is_ok() {
+            self.enter_flags = flags;
+        }
     }
 
     /// Puts a file in the table. The kernel keeps it open until the ring is gone.
@@ -131,11 +157,10 @@ impl Uring {
     /// Submits what is waiting and sleeps until there are `want` completions or a signal came.
     #[inline]
     pub fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
-        // IORING_ENTER_GETEVENTS, also where nothing is waited for: deferred task work runs in no other way.
-        const GETEVENTS: u32 = 1;
         let count = self.uring.submission().len() as u32;
         // SAFETY: no argument goes with it; what the entries point at, see `push`.
-        let entered = unsafe { self.uring.submitter().enter::<()>(count, want as u32, GETEVENTS, None) };
+        let entered =
+            unsafe { self.uring.submitter().enter::<()>(count, want as u32, self.enter_flags, None) };
         match entered {
             Ok(_) => Ok(()),
             // To be tried again, no failure. EBUSY: completions must be reaped before more is taken,

@@ -52,6 +52,29 @@ pub fn stat(path: &str) -> Option<Stat> {
     })
 }
 
+/// The first two numbers of the kernel's release.
+pub fn kernel() -> Option<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+/// How long processors had nothing to do while a thread of theirs waited for a disk, in ticks of USER_HZ.
+pub fn iowait_ticks() -> Option<u64> {
+    fs::read_to_string("/proc/stat").ok()?.lines().next()?.split_whitespace().nth(5)?.parse().ok()
+}
+
+/// The threads of a process with their scheduling policies, as linux/sched.h numbers them.
+pub fn policies(pid: u32) -> Vec<(u32, u32)> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let policy = |tid: u32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+        text.get(text.rfind(')')? + 1..)?.split_whitespace().nth(38)?.parse().ok()
+    };
+    let tids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    tids.filter_map(|tid| Some((tid, policy(tid)?))).collect()
+}
+
 /// How long a process has run, in ticks of USER_HZ, which is 100 a second everywhere.
 pub fn cpu_ticks(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

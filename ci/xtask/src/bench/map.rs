@@ -9,16 +9,19 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::about::About;
 use super::device::Device;
 use super::measure::TIMEOUT;
 use super::mode::{LOADS, Mode};
 use super::peer;
 use super::plan::{Place, Plan};
-use super::results::thousands;
+use super::results::Results;
 use crate::guest_build::{self, Target};
 use crate::host::{self, Need};
 use crate::vm::{Machine, Payload};
 use crate::{paths, run, say};
+
+mod table;
 
 const PLUGIN: &str = include_str!("map/plugin.c");
 const MARK: &str = include_str!("map/mark.c");
@@ -27,9 +30,6 @@ const NEEDS: &[Need] =
 
 /// Where the kernel's half of the addresses begins.
 const KERNEL: u64 = 1 << 63;
-
-/// A symbol that takes fewer instructions an I/O than this on every device is in the last line.
-const LEAST: f64 = 8.0;
 
 /// Instructions of an I/O by symbol.
 type Costs = BTreeMap<String, f64>;
@@ -101,19 +101,19 @@ fn costs(dumps: [&Dump; 2], counts: [u32; 2], kernel: &Symbols, server: Option<&
     for (dump, sign) in dumps.into_iter().zip([-1.0, 1.0]) {
         for &(address, instructions) in dump {
             let name = match server {
-                _ if address >= KERNEL => kernel.of(address),
-                Some(server) if server.covers(address) => server.of(address),
-                _ => Some("fio, and other programs"),
+                _ if address >= KERNEL => kernel.of(address).map(str::to_owned),
+                Some(server) if server.covers(address) => server.of(address).map(table::of_server),
+                _ => Some(table::PROGRAMS.to_owned()),
             };
             let share = sign * instructions as f64 / f64::from(counts[1] - counts[0]);
-            *costs.entry(name.unwrap_or("somewhere").to_owned()).or_default() += share;
+            *costs.entry(name.unwrap_or_else(|| "somewhere".to_owned())).or_default() += share;
         }
     }
     costs
 }
 
-/// Measures `devices` under one load, and prints the table.
-pub fn main(kernel: &str, column: &str, only: &[&'static Device]) -> Result<()> {
+/// Measures `devices` under one load, and prints the table; writes it to the folder `out`, too.
+pub fn main(kernel: &str, column: &str, only: &[&'static Device], out: Option<&Path>) -> Result<()> {
     host::ensure(NEEDS)?;
     let Some(column) = LOADS.into_iter().find(|known| *known == column) else {
         bail!("there is no load {column}; there are {}", LOADS.join(", "));
@@ -142,12 +142,12 @@ pub fn main(kernel: &str, column: &str, only: &[&'static Device]) -> Result<()> 
     if plan.has("rublk") {
         payload.push(Payload::new(peer::rublk()?, "rublk"));
     }
-    let out = folder.path().join("counts");
+    let dump = folder.path().join("counts");
     let machine = Machine {
         kernel: kernel.to_string(),
         cpus: 1,
         icount: true,
-        plugin: Some(format!("file={},out={}", plugin.display(), out.display())),
+        plugin: Some(format!("file={},out={}", plugin.display(), dump.display())),
         payload,
         timeout: Some(TIMEOUT),
         ..Machine::default()
@@ -155,6 +155,7 @@ pub fn main(kernel: &str, column: &str, only: &[&'static Device]) -> Result<()> 
     say::step(format!("counting {} devices by address, which takes a minute each", plan.devices.len()));
     let mut symbols = Symbols::default();
     let mut said = String::new();
+    let mut results = Results::default();
     let mut done = 0;
     let status = machine.run(&plan.script(Place::Guest, 1, false), |line| {
         if let Some(symbol) = line.strip_prefix("@symbol ") {
@@ -162,11 +163,16 @@ pub fn main(kernel: &str, column: &str, only: &[&'static Device]) -> Result<()> 
         } else if let Some(dump) = line.strip_prefix("@dump ") {
             done += 1;
             say::step(format!("[{done}/{}] {dump}", plan.devices.len() * counts.len()));
-        } else if !line.starts_with('@') {
+        } else if line.starts_with('@') {
+            // What cannot be understood is said when the run ends early.
+            if let Err(why) = results.take(line) {
+                said = said.clone() + &why + "\n";
+            }
+        } else {
             said = said.clone() + line + "\n";
         }
     })?;
-    let dumps = dumps(&paths::read(&out).unwrap_or_default())?;
+    let dumps = dumps(&paths::read(&dump).unwrap_or_default())?;
     if !status.success() || dumps.len() != plan.devices.len() * counts.len() {
         bail!("the guest ended early (exit status {}): {}", status.0, run::last_lines(&said, 15));
     }
@@ -179,7 +185,14 @@ pub fn main(kernel: &str, column: &str, only: &[&'static Device]) -> Result<()> 
             costs([&pair[0], &pair[1]], counts, &symbols, server)
         })
         .collect();
-    table(column, &names, &costs).lines().for_each(say::line);
+    let text = table::text(column, &names, &costs);
+    text.lines().for_each(say::line);
+    if let Some(folder) = out {
+        let about = About::this_run("1 virtual CPU that counts", &results)?;
+        let file = folder.join(format!("map-{column}.md"));
+        paths::write_whole(&file, table::page(column, &about, &text).as_bytes())?;
+        say::step(format!("wrote {}", file.display()));
+    }
     Ok(())
 }
 
@@ -188,35 +201,6 @@ fn compile(source: &str, to: &Path, flags: &[&str]) -> Result<()> {
     paths::write_whole(&file, source.as_bytes())?;
     run::quiet(Command::new("cc").args(flags).arg("-o").arg(to).arg(&file))
         .context("cannot build the plug-in")
-}
-
-/// A line a symbol, the dearest first.
-fn table(column: &str, names: &[String], costs: &[Costs]) -> String {
-    let mut text = format!("Instructions per I/O by symbol, {column}\n\n{:52}", "");
-    names.iter().for_each(|name| text += &format!("{name:>22}"));
-    text.push('\n');
-    let mut row = |name: &str, cells: &[f64]| {
-        let shown: String = name.chars().take(51).collect();
-        text += &format!("{shown:52}");
-        cells.iter().for_each(|cell| text += &format!("{:>22}", thousands(*cell)));
-        text.push('\n');
-    };
-    let all: std::collections::BTreeSet<&String> = costs.iter().flat_map(BTreeMap::keys).collect();
-    let mut rows: Vec<(&String, Vec<f64>)> = all
-        .into_iter()
-        .map(|name| (name, costs.iter().map(|costs| costs.get(name).copied().unwrap_or(0.0)).collect()))
-        .collect();
-    let dearest = |cells: &[f64]| cells.iter().copied().fold(0.0, f64::max);
-    rows.sort_by(|a, b| dearest(&b.1).total_cmp(&dearest(&a.1)));
-    let (shown, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, cells)| dearest(cells) >= LEAST);
-    shown.iter().for_each(|(name, cells)| row(name, cells));
-    let sum = |rows: &[(&String, Vec<f64>)]| -> Vec<f64> {
-        (0..costs.len()).map(|at| rows.iter().map(|(_, cells)| cells[at]).sum()).collect()
-    };
-    let (first, second) = (sum(&shown), sum(&rest));
-    row("everything else", &second);
-    row("all", &first.iter().zip(&second).map(|(a, b)| a + b).collect::<Vec<_>>());
-    text
 }
 
 #[cfg(test)]
@@ -234,12 +218,7 @@ mod tests {
         ["400000 main", "500000 end"].iter().for_each(|line| server.add(line));
         let costs = costs([&dumps[0], &dumps[1]], [10, 110], &kernel, Some(&server));
         assert_eq!(costs["submit [module]"], 9.0);
-        assert_eq!(costs["main"], 2.0);
-        let table = table("4k", &["a".into()], &[costs]);
-        assert!(
-            table.contains("submit [module]") && table.lines().last().unwrap().ends_with("11"),
-            "{table}"
-        );
+        assert_eq!(costs["main [server]"], 2.0);
         assert!(super::dumps("401000 2 50\n").is_err());
     }
 }

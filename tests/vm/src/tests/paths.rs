@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::bad::refused;
 use super::{Entry, Where, entry};
-use crate::blockhaus::Blockhaus;
+use crate::blockhaus::{Blockhaus, Device};
 use crate::outcome::{Context, Outcome};
 use crate::{ensure, home, procfs, raw};
 
@@ -16,6 +16,10 @@ pub(super) const TESTS: &[Entry] = &[
     entry("path/for-load", 60, Where::Ublk, for_load),
     entry("path/spin", 120, Where::Ublk, spin),
 ];
+
+/// Policies of linux/sched.h.
+const SCHED_NORMAL: u32 = 0;
+const SCHED_RR: u32 = 2;
 
 /// UBLK_F_AUTO_BUF_REG and UBLK_F_BATCH_IO.
 const AUTO_BUF_REG: u64 = 1 << 11;
@@ -63,7 +67,22 @@ fn for_load() -> Outcome {
         let device = tool.attach(arguments)?;
         let got = device.info.data_path.as_str();
         ensure!(got == expected, "{arguments:?}: by {got}, not by {expected}");
+        runs_first(&device, arguments.contains(&"latency"))?;
         device.detach()?;
+    }
+    Ok(())
+}
+
+/// The threads of the queues have real-time priority, or no thread of the server has.
+fn runs_first(device: &Device, wanted: bool) -> Outcome {
+    let status = device.status()?;
+    for thread in &status.queue_threads {
+        ensure!(thread.real_time == wanted, "status says of queue {}: {}", thread.queue, thread.real_time);
+    }
+    let queues: Vec<u32> = status.queue_threads.iter().map(|thread| thread.tid).collect();
+    for (tid, policy) in procfs::policies(device.info.pid) {
+        let expected = if wanted && queues.contains(&tid) { SCHED_RR } else { SCHED_NORMAL };
+        ensure!(policy == expected, "thread {tid} of {queues:?} has policy {policy}, and not {expected}");
     }
     Ok(())
 }

@@ -9,15 +9,44 @@ use crate::check::device::{Aligned, Device};
 use crate::check::model::Target;
 use crate::outcome::{Context, Fail, Outcome};
 use crate::run::wait_until;
-use crate::{ensure, home};
+use crate::{ensure, home, procfs};
 
 pub(super) const TESTS: &[Entry] = &[
     entry("stats/counted", 120, Where::Ublk, counted),
     entry("stats/in-flight", 60, Where::Ublk, in_flight),
+    entry("stats/idle", 60, Where::Ublk, idle),
     entry("stats/metrics", 60, Where::Ends, metrics),
 ];
 
 const MIB: u64 = 1 << 20;
+
+/// IORING_FEAT_NO_IOWAIT came with Linux 6.15: before, whoever waits for anything with requests under way waits for a disk.
+const NO_IOWAIT: (u32, u32) = (6, 15);
+
+/// A disk that nobody uses takes no processor's time, and no processor is said to wait for it.
+fn idle() -> Outcome {
+    const WATCHED: Duration = Duration::from_secs(4);
+    let file = format!("file:{},size=64M", home::path("idle.img"));
+    let device = Blockhaus::new().attach(&[&file, "--queues", "2"])?;
+    super::on_device(device.path(), 16, false)?;
+    // What udev and the file system still want has an end.
+    thread::sleep(Duration::from_secs(2));
+    let cpu = || procfs::cpu_ticks(device.info.pid).context("how long the server ran");
+    let waited = || procfs::iowait_ticks().context("how long the processors waited for disks");
+    let before = (cpu()?, waited()?);
+    thread::sleep(WATCHED);
+    let after = (cpu()?, waited()?);
+    let ran = after.0 - before.0;
+    ensure!(ran <= 2, "a server whose disk is idle ran for {ran} ticks of 10 ms in {WATCHED:?}");
+    if procfs::kernel().context("which kernel this is")? >= NO_IOWAIT {
+        let waited = after.1 - before.1;
+        ensure!(
+            waited < 100,
+            "with an idle disk processors waited for {waited} ticks of 10 ms in {WATCHED:?}"
+        );
+    }
+    device.detach()
+}
 
 /// Reads and writes as the kernel's block layer counts them: requests and bytes of each.
 fn of_kernel(device: &Attached) -> Outcome<[u64; 4]> {
