@@ -80,11 +80,11 @@ impl QueueMetrics {
         add(&self.ops[op as usize].errors, 1);
     }
 
-    /// How long a request took.
+    /// How long `count` requests took, each of them.
     #[inline]
-    pub(crate) fn record(&self, op: Op, latency_ns: u64) {
+    pub(crate) fn record(&self, op: Op, latency_ns: u64, count: u64) {
         let op = &self.ops[op as usize];
-        add(&op.latency_sum_ns, latency_ns);
-        add(&op.latencies[bucket(latency_ns)], 1);
+        add(&op.latency_sum_ns, latency_ns.wrapping_mul(count));
+        add(&op.latencies[bucket(latency_ns)], count);
     }
 }

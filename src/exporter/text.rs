@@ -162,7 +162,7 @@ mod tests {
         for latency_ns in latencies_ns {
             queue.take();
             queue.complete(Op::Read, 4096, false);
-            queue.record(Op::Read, *latency_ns);
+            queue.record(Op::Read, *latency_ns, 1);
         }
         queue.take();
         DiskStats {
