@@ -189,7 +189,8 @@ pub fn main(kernel: &str, column: &str, only: &[&'static Device], out: Option<&P
     text.lines().for_each(say::line);
     if let Some(folder) = out {
         let about = About::this_run("1 virtual CPU that counts", &results)?;
-        let file = folder.join(format!("map-{column}.md"));
+        let backing = plan.devices.first().map_or("none", |device| device.backing());
+        let file = folder.join(format!("map-{backing}-{column}.md"));
         paths::write_whole(&file, table::page(column, &about, &text).as_bytes())?;
         say::step(format!("wrote {}", file.display()));
     }
