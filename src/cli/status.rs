@@ -12,6 +12,7 @@ use crate::engine::ublk::{QueueThread, Report};
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
 use crate::port::process;
+use crate::port::thread::Scheduling;
 use crate::registry::survey::{Seen, survey};
 use crate::registry::{Registry, devices};
 
@@ -147,7 +148,11 @@ impl Status {
                 format!(
                     "thread {}{}, CPUs {}, {flusher}, ring {}",
                     thread.tid,
-                    if thread.real_time { " with real-time priority" } else { "" },
+                    match thread.scheduling {
+                        Scheduling::Ordinary => "",
+                        Scheduling::RealTime => " with real-time priority",
+                        Scheduling::Batch => " of SCHED_BATCH",
+                    },
                     thread.cpus,
                     thread.ring_flags.join(" ")
                 ),

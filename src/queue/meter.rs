@@ -153,7 +153,7 @@ mod tests {
         }
         meter.end_turn();
         meter.end_turn();
-        let stats = Stats::of(&[metrics.clone()]);
+        let stats = Stats::of(std::slice::from_ref(&metrics));
         for (op, count) in [(Op::Read, 666), (Op::Write, 334)] {
             let op = &stats.ops[op as usize];
             assert_eq!((op.requests, op.latency.map(|latency| latency.measured)), (count, Some(count)));

@@ -8,6 +8,7 @@ use blockhaus_uapi::ublk::Features;
 
 use crate::error::{Error, Kind, Result};
 use crate::io::Capabilities;
+use crate::port::thread::Scheduling;
 
 /// A way for the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -151,6 +152,18 @@ pub enum Load {
     Latency,
     /// Many requests at once.
     Throughput,
+}
+
+impl Load {
+    /// Who waits for each request has it served when it comes; of many requests the more are served in a turn, the
+    /// longer those who make them are left alone.
+    pub(super) fn scheduling(self) -> Scheduling {
+        match self {
+            Load::Any => Scheduling::Ordinary,
+            Load::Latency => Scheduling::RealTime,
+            Load::Throughput => Scheduling::Batch,
+        }
+    }
 }
 
 impl FromStr for Load {

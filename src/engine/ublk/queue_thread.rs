@@ -45,7 +45,7 @@ impl Seat {
         let _ = thread::become_io_flusher();
         let what = |what: &str| format!("queue {}: {what}", self.queue);
         let cpus = self.pin().map_err(|error| Error::system(what("cannot be pinned"), error))?;
-        let real_time = self.load == Load::Latency && thread::become_real_time().is_ok();
+        let scheduling = thread::schedule(self.load.scheduling());
         thread::touch_stack();
         let failed =
             |why: &'static str| move |error| Error::system(format!("queue {}: {why}", self.queue), error);
@@ -92,7 +92,7 @@ impl Seat {
             queue: self.queue,
             tid,
             cpus: cpus.to_string(),
-            real_time,
+            scheduling,
             io_flusher: thread::is_io_flusher(tid).unwrap_or(false),
             ring_flags: ring.setup().split(' ').map(str::to_string).collect(),
             registered_buffers: registered,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::port::thread::Scheduling;
+
 /// A running device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -56,9 +58,9 @@ pub struct QueueThread {
     pub cpus: String,
     /// Whether the kernel treats it as an IO_FLUSHER, read back from /proc.
     pub io_flusher: bool,
-    /// Whether it runs before every ordinary thread.
+    /// When it runs.
     #[serde(default)]
-    pub real_time: bool,
+    pub scheduling: Scheduling,
     /// Its ring's set-up.
     pub ring_flags: Vec<String>,
     /// Whether its buffers are registered with the ring.

@@ -5,6 +5,7 @@ use std::thread;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 pub use std::thread::JoinHandle;
 
@@ -123,19 +124,33 @@ pub fn waited_for_processor() -> Duration {
     Duration::from_nanos(waited_ns.unwrap_or(0))
 }
 
-/// SCHED_RR of linux/sched.h, with the flag by which threads that this one starts, the ring's workers among them, are
-/// ordinary again.
-const ROUND_ROBIN: i32 = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+/// When a thread that was woken runs (sched(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheduling {
+    /// As every other.
+    #[default]
+    Ordinary,
+    /// At once, before every ordinary thread: SCHED_RR with the lowest priority.
+    RealTime,
+    /// When the thread that runs makes room: SCHED_BATCH.
+    Batch,
+}
 
-/// Gives this thread the lowest real-time priority: it runs as soon as it is woken, before every ordinary thread
-/// (sched(7)). Needs CAP_SYS_NICE, or RLIMIT_RTPRIO.
-pub fn become_real_time() -> io::Result<()> {
-    let priority = libc::sched_param { sched_priority: 1 };
+/// Has this thread scheduled like that; yields how it is now, which is ordinary where it was not permitted: real time needs
+/// CAP_SYS_NICE, or RLIMIT_RTPRIO. Threads that this one starts, the ring's workers among them, are ordinary.
+pub fn schedule(wanted: Scheduling) -> Scheduling {
+    let (policy, sched_priority) = match wanted {
+        Scheduling::Ordinary => return Scheduling::Ordinary,
+        Scheduling::RealTime => (libc::SCHED_RR, 1),
+        Scheduling::Batch => (libc::SCHED_BATCH, 0),
+    };
+    let (policy, priority) = (policy | libc::SCHED_RESET_ON_FORK, libc::sched_param { sched_priority });
     // SAFETY: the kernel reads one sched_param, which lives until the call returns; thread 0 is this one. By number,
     // since musl's function of this name refuses.
-    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, ROUND_ROBIN, &raw const priority) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) } {
+        0 => wanted,
+        _ => Scheduling::Ordinary,
     }
 }
 

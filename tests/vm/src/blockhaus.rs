@@ -125,7 +125,7 @@ pub struct QueueThread {
     pub tid: u32,
     pub cpus: String,
     pub io_flusher: bool,
-    pub real_time: bool,
+    pub scheduling: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

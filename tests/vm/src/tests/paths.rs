@@ -20,6 +20,7 @@ pub(super) const TESTS: &[Entry] = &[
 /// Policies of linux/sched.h.
 const SCHED_NORMAL: u32 = 0;
 const SCHED_RR: u32 = 2;
+const SCHED_BATCH: u32 = 3;
 
 /// UBLK_F_AUTO_BUF_REG and UBLK_F_BATCH_IO.
 const AUTO_BUF_REG: u64 = 1 << 11;
@@ -61,27 +62,33 @@ fn for_load() -> Outcome {
         (&[file.as_str(), "--for", "throughput"][..], file_batch),
         (&["ram:64M", "--for", "throughput"], ram_batch),
         (&[&file, "--for", "throughput", "--depth", "1"], usual),
+        (&[&file], usual),
         (&[&file, "--for", "latency"], usual),
         (&["ram:64M", "--for", "latency", "--data-path", "user-copy"], "user-copy"),
     ] {
         let device = tool.attach(arguments)?;
         let got = device.info.data_path.as_str();
         ensure!(got == expected, "{arguments:?}: by {got}, not by {expected}");
-        runs_first(&device, arguments.contains(&"latency"))?;
+        scheduled(&device, arguments)?;
         device.detach()?;
     }
     Ok(())
 }
 
-/// The threads of the queues have real-time priority, or no thread of the server has.
-fn runs_first(device: &Device, wanted: bool) -> Outcome {
+/// The threads of the queues run when it suits the load, and all others of the server are ordinary.
+fn scheduled(device: &Device, arguments: &[&str]) -> Outcome {
+    let (wanted, name) = match () {
+        () if arguments.contains(&"latency") => (SCHED_RR, "real-time"),
+        () if arguments.contains(&"throughput") => (SCHED_BATCH, "batch"),
+        () => (SCHED_NORMAL, "ordinary"),
+    };
     let status = device.status()?;
     for thread in &status.queue_threads {
-        ensure!(thread.real_time == wanted, "status says of queue {}: {}", thread.queue, thread.real_time);
+        ensure!(thread.scheduling == name, "status says of queue {}: {}", thread.queue, thread.scheduling);
     }
     let queues: Vec<u32> = status.queue_threads.iter().map(|thread| thread.tid).collect();
     for (tid, policy) in procfs::policies(device.info.pid) {
-        let expected = if wanted && queues.contains(&tid) { SCHED_RR } else { SCHED_NORMAL };
+        let expected = if queues.contains(&tid) { wanted } else { SCHED_NORMAL };
         ensure!(policy == expected, "thread {tid} of {queues:?} has policy {policy}, and not {expected}");
     }
     Ok(())
