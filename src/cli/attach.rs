@@ -63,7 +63,8 @@ pub(super) struct Arguments {
     data_path: String,
 
     /// What the load will be: latency (few requests at once, each of which somebody waits for: the queues' threads
-    /// get real-time priority), throughput (many at once: auto takes batches where the kernel has them), or any.
+    /// get real-time priority), throughput (many at once: auto takes batches where the kernel has them, and the threads
+    /// are SCHED_BATCH), or any.
     #[arg(long = "for", value_name = "LOAD", default_value = "any")]
     load: String,
 

@@ -49,7 +49,7 @@ pub const KEYS: &[Key] = &[
         DEVICE,
         "for",
         "\"LOAD\"",
-        "What the load will be: latency (the queues' threads get real-time priority), throughput (auto takes batches) or any (any).",
+        "What the load will be: latency (the queues' threads get real-time priority), throughput (auto takes batches, and they are SCHED_BATCH) or any (any).",
     ),
     key(
         DEVICE,
