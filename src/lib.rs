@@ -25,6 +25,7 @@ pub mod nbd;
 pub mod payload;
 pub mod port;
 pub mod queue;
+pub mod random;
 pub mod registry;
 pub mod sandbox;
 pub mod server;

@@ -17,7 +17,6 @@ mod latencies;
 mod measured;
 mod offsets;
 mod pattern;
-mod random;
 mod seat;
 mod tally;
 mod window;

@@ -9,6 +9,7 @@ use crate::filter::notes;
 use crate::io::{Capabilities, Errno, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::ring::Ring;
+use crate::random::mix;
 
 /// Longest delay in milliseconds: a client gives up before.
 const LONGEST_DELAY_MS: u64 = 600_000;
@@ -190,12 +191,4 @@ impl<Q: Queue> Queue for FaultQueue<Q> {
         }
         self.below.serve(io, payload).await
     }
-}
-
-/// Scatters a number over all 64 bits: the last step of the generator SplitMix64.
-fn mix(number: u64) -> u64 {
-    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }

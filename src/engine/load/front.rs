@@ -11,6 +11,7 @@ use crate::io::{Errno, Flags, Io, IoResult, Op};
 use crate::port::clock;
 use crate::port::ring::{Completion, Ring};
 use crate::queue::{Arrival, Buffers, FrontEnd};
+use crate::random::Random;
 
 /// Requests of a job's warm-up that are looked at for what they read.
 const LOOKS: u64 = 64;
@@ -166,7 +167,7 @@ pub(super) fn fill(
     ring: &Ring,
     depth: u16,
     block_size: u32,
-    random: &mut super::random::Random,
+    random: &mut Random,
 ) -> Result<(), Errno> {
     for slot in 0..depth {
         buffers.with_slot(ring, slot, block_size as usize, |mut payload| {

@@ -1,7 +1,7 @@
 //! Where the requests of a job go.
 
-use super::random::Random;
 use super::{Disk, Load};
+use crate::random::Random;
 
 /// The offsets of one job, without end.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ impl Offsets {
         let block_size = u64::from(load.block_size);
         let blocks = disk.size / block_size;
         let start = u128::from(blocks) * u128::from(job) / u128::from(load.jobs.max(1));
-        let random = load.pattern.is_random().then(|| Random::of_job(seed, job));
+        let random = load.pattern.is_random().then(|| Random::of_part(seed, job));
         Offsets { block_size, blocks, random, next: start as u64 }
     }
 

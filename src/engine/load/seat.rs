@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::front::{self, Front};
 use super::offsets::Offsets;
-use super::random::Random;
 use super::tally::Tally;
 use super::window::Window;
 use super::{Disk, Load};
@@ -20,6 +19,7 @@ use crate::port::clock::Instant;
 use crate::port::remote::Remote;
 use crate::port::thread;
 use crate::queue::{Buffers, Stack};
+use crate::random::Random;
 
 /// How a job's ring was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,7 +59,7 @@ impl Seat {
         let registered_buffers = unsafe { buffers.register(&ring) };
         let op = if pattern.writes() { Op::Write } else { Op::Read };
         if op == Op::Write {
-            let mut random = Random::of_job(!self.seed, self.job);
+            let mut random = Random::of_part(!self.seed, self.job);
             front::fill(&buffers, &ring, depth, block_size, &mut random)
                 .map_err(|errno| failed("cannot fill the buffers")(errno.into()))?;
         }
