@@ -34,7 +34,7 @@ impl About {
         }
         let words: Vec<String> = std::env::args().skip(1).collect();
         Ok(Self {
-            command: format!("cargo xtask {}", without_folders(&words).join(" ")),
+            command: format!("cargo xtask {}", without_folders(&words, &paths::workspace()).join(" ")),
             date: run::output(run::command("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_string(),
             machine: format!("{machine}; host: {}", host()),
             versions,
@@ -53,14 +53,16 @@ impl About {
     }
 }
 
-/// Words of a command line; of a path that begins at the root only the last name.
-fn without_folders(words: &[String]) -> Vec<String> {
-    let name = |path: &str| Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
+/// Words of a command line; of a path that begins at the root what is below `workspace`, or only the last name.
+fn without_folders(words: &[String], workspace: &Path) -> Vec<String> {
+    let short = |path: &str| {
+        let path = Path::new(path);
+        let name = || Path::new(path.file_name().unwrap_or_default());
+        path.strip_prefix(workspace).unwrap_or_else(|_| name()).to_string_lossy().into_owned()
+    };
     let shortened = |word: &String| match word.split_once('=') {
-        _ if word.starts_with('/') => name(word).unwrap_or_default(),
-        Some((option, path)) if path.starts_with('/') => {
-            format!("{option}={}", name(path).unwrap_or_default())
-        }
+        _ if word.starts_with('/') => short(word),
+        Some((option, path)) if path.starts_with('/') => format!("{option}={}", short(path)),
         _ => word.clone(),
     };
     words.iter().map(shortened).collect()
@@ -88,12 +90,20 @@ mod tests {
 
     #[test]
     fn no_folder_of_this_machine_is_published() {
-        let words =
-            ["bench", "--out", "/home/me/out", "--json=/tmp/x.json", "--only", "null-blk", "docs/benchmarks"];
+        let words = [
+            "bench",
+            "--out",
+            "/home/me/out",
+            "--json=/tmp/x.json",
+            "--out=/home/me/house/docs/benchmarks",
+            "--only",
+            "null-blk",
+            "docs",
+        ];
         let words = words.map(String::from);
         assert_eq!(
-            without_folders(&words).join(" "),
-            "bench --out out --json=x.json --only null-blk docs/benchmarks"
+            without_folders(&words, Path::new("/home/me/house")).join(" "),
+            "bench --out out --json=x.json --out=docs/benchmarks --only null-blk docs"
         );
     }
 

@@ -1,5 +1,5 @@
-//! What can be measured: one table, from which come the command line's names, the guest's script and the
-//! page's list.
+//! What can be measured: one table, from which come the command line's names, the guest's script and what is
+//! set beside what.
 
 /// Whose a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +32,24 @@ pub struct Device {
     pub owner: Owner,
     /// See [`Share`].
     pub share: Share,
+    /// Whether the driver lends its server the requests' pages, so that nothing is copied.
+    pub is_zero_copy: bool,
+    /// For one of ours, the peers' to set beside it: the same behind them and driven alike, or as that peer always is.
+    pub alike: &'static [&'static str],
 }
 
 const fn device(name: &'static str, start: &'static str, owner: Owner, share: Share) -> Device {
-    Device { name, start, owner, share }
+    Device { name, start, owner, share, is_zero_copy: false, alike: &[] }
+}
+
+impl Device {
+    const fn zero_copy(self) -> Device {
+        Device { is_zero_copy: true, ..self }
+    }
+
+    const fn alike(self, alike: &'static [&'static str]) -> Device {
+        Device { alike, ..self }
+    }
 }
 
 use Owner::{Floor, Ours, Peer};
@@ -44,11 +58,16 @@ use Share::{OnDemand, Usual};
 /// In the order of the tables.
 pub static DEVICES: &[Device] = &[
     device("null-blk", "null_blk", Floor, Usual),
-    device("blockhaus-null", "blockhaus null:4G", Ours, Usual),
+    device("blockhaus-null", "blockhaus null:4G", Ours, Usual).alike(&["rublk-null", "kublk-null"]),
     // Null is served by zero copy only where that is allowed: what is read is then undefined.
-    device("blockhaus-null-zc", "blockhaus null:4G,zero-copy=yes", Ours, Usual),
-    device("blockhaus-null-throughput", "blockhaus null:4G,zero-copy=yes --for throughput", Ours, Usual),
-    device("blockhaus-null-copy", "blockhaus null:4G --data-path copy", Ours, OnDemand),
+    device("blockhaus-null-zc", "blockhaus null:4G,zero-copy=yes", Ours, Usual)
+        .zero_copy()
+        .alike(&["kublk-null-auto-buf", "kublk-null-zero-copy"]),
+    device("blockhaus-null-throughput", "blockhaus null:4G,zero-copy=yes --for throughput", Ours, Usual)
+        .zero_copy()
+        .alike(&["kublk-null-batch-auto-buf"]),
+    device("blockhaus-null-copy", "blockhaus null:4G --data-path copy", Ours, OnDemand)
+        .alike(&["rublk-null", "kublk-null"]),
     device("blockhaus-null-user-copy", "blockhaus null:4G --data-path user-copy", Ours, OnDemand),
     device("blockhaus-null-get-data", "blockhaus null:4G --data-path get-data", Ours, OnDemand),
     device(
@@ -56,37 +75,60 @@ pub static DEVICES: &[Device] = &[
         "blockhaus null:4G,zero-copy=yes --data-path zero-copy",
         Ours,
         OnDemand,
-    ),
-    device("blockhaus-null-auto-buf", "blockhaus null:4G,zero-copy=yes --data-path auto-buf", Ours, OnDemand),
-    device("blockhaus-null-batch-copy", "blockhaus null:4G --data-path batch-copy", Ours, Usual),
+    )
+    .zero_copy()
+    .alike(&["kublk-null-zero-copy"]),
+    device("blockhaus-null-auto-buf", "blockhaus null:4G,zero-copy=yes --data-path auto-buf", Ours, OnDemand)
+        .zero_copy()
+        .alike(&["kublk-null-auto-buf"]),
+    device("blockhaus-null-batch-copy", "blockhaus null:4G --data-path batch-copy", Ours, Usual)
+        .alike(&["kublk-null-batch-copy"]),
     device(
         "blockhaus-null-batch-auto-buf",
         "blockhaus null:4G,zero-copy=yes --data-path batch-auto-buf",
         Ours,
         OnDemand,
-    ),
+    )
+    .zero_copy()
+    .alike(&["kublk-null-batch-auto-buf"]),
     device("rublk-null", "rublk null", Peer, Usual),
     device("kublk-null", "kublk null", Peer, Usual),
-    device("kublk-null-zero-copy", "kublk null -z", Peer, Usual),
-    device("kublk-null-auto-buf", "kublk null --auto_zc", Peer, Usual),
+    device("kublk-null-zero-copy", "kublk null -z", Peer, Usual).zero_copy(),
+    device("kublk-null-auto-buf", "kublk null --auto_zc", Peer, Usual).zero_copy(),
     device("kublk-null-batch-copy", "kublk null -b", Peer, Usual),
-    device("kublk-null-batch-auto-buf", "kublk null --auto_zc -b", Peer, Usual),
+    device("kublk-null-batch-auto-buf", "kublk null --auto_zc -b", Peer, Usual).zero_copy(),
     device("nbd-nbdkit-memory", "nbd nbdkit -f -U $socket memory 256M", Peer, Usual),
     device("raw-file", "itself $file", Floor, Usual),
     device("loop-file", "loop $file", Peer, Usual),
-    device("blockhaus-file", "blockhaus file:$file", Ours, Usual),
-    device("blockhaus-file-latency", "blockhaus file:$file --for latency", Ours, Usual),
-    device("blockhaus-file-throughput", "blockhaus file:$file --for throughput", Ours, Usual),
-    device("blockhaus-file-copy", "blockhaus file:$file --data-path copy", Ours, OnDemand),
+    device("blockhaus-file", "blockhaus file:$file", Ours, Usual).zero_copy().alike(&[
+        "loop-file",
+        "rublk-file",
+        "kublk-file",
+    ]),
+    device("blockhaus-file-latency", "blockhaus file:$file --for latency", Ours, Usual).zero_copy().alike(&[
+        "loop-file",
+        "rublk-file",
+        "kublk-file",
+    ]),
+    device("blockhaus-file-throughput", "blockhaus file:$file --for throughput", Ours, Usual)
+        .zero_copy()
+        .alike(&["loop-file", "rublk-file", "kublk-file-batch-auto-buf"]),
+    device("blockhaus-file-copy", "blockhaus file:$file --data-path copy", Ours, OnDemand)
+        .alike(&["rublk-file"]),
     device("blockhaus-file-user-copy", "blockhaus file:$file --data-path user-copy", Ours, OnDemand),
     device("blockhaus-file-get-data", "blockhaus file:$file --data-path get-data", Ours, OnDemand),
-    device("blockhaus-file-zero-copy", "blockhaus file:$file --data-path zero-copy", Ours, OnDemand),
-    device("blockhaus-file-auto-buf", "blockhaus file:$file --data-path auto-buf", Ours, OnDemand),
+    device("blockhaus-file-zero-copy", "blockhaus file:$file --data-path zero-copy", Ours, OnDemand)
+        .zero_copy(),
+    device("blockhaus-file-auto-buf", "blockhaus file:$file --data-path auto-buf", Ours, OnDemand)
+        .zero_copy()
+        .alike(&["loop-file", "kublk-file"]),
     device("blockhaus-file-batch-copy", "blockhaus file:$file --data-path batch-copy", Ours, OnDemand),
-    device("blockhaus-file-batch-auto-buf", "blockhaus file:$file --data-path batch-auto-buf", Ours, Usual),
+    device("blockhaus-file-batch-auto-buf", "blockhaus file:$file --data-path batch-auto-buf", Ours, Usual)
+        .zero_copy()
+        .alike(&["loop-file", "kublk-file-batch-auto-buf"]),
     device("rublk-file", "rublk loop -f $file", Peer, Usual),
-    device("kublk-file", "kublk loop --auto_zc $file", Peer, Usual),
-    device("kublk-file-batch-auto-buf", "kublk loop --auto_zc -b $file", Peer, Usual),
+    device("kublk-file", "kublk loop --auto_zc $file", Peer, Usual).zero_copy(),
+    device("kublk-file-batch-auto-buf", "kublk loop --auto_zc -b $file", Peer, Usual).zero_copy(),
     device("nbd-nbdkit-file", "nbd nbdkit -f -U $socket file $file", Peer, Usual),
     device(
         "nbd-qemu-file",
@@ -96,17 +138,8 @@ pub static DEVICES: &[Device] = &[
     ),
 ];
 
-/// Names of before there was an entry for every data path.
-const FORMER: &[(&str, &str)] = &[
-    ("blockhaus-null-batch", "blockhaus-null-batch-copy"),
-    ("blockhaus-file-batch", "blockhaus-file-batch-auto-buf"),
-    ("kublk-null-batch", "kublk-null-batch-copy"),
-    ("kublk-file-batch", "kublk-file-batch-auto-buf"),
-];
-
 /// The device of this name.
 pub fn named(name: &str) -> Option<&'static Device> {
-    let name = FORMER.iter().find(|(former, _)| *former == name).map_or(name, |(_, now)| now);
     DEVICES.iter().find(|device| device.name == name)
 }
 
@@ -124,30 +157,16 @@ impl Device {
         self.name.split('-').find(|word| ["null", "memory", "file"].contains(word)).unwrap_or("null")
     }
 
-    /// Whether the driver lends its server the requests' pages, so that nothing is copied.
-    pub fn is_zero_copy(&self) -> bool {
-        ["--auto_zc", " -z", "zero-copy", "auto-buf"].iter().any(|word| self.start.contains(word))
-    }
-
-    /// The devices of `peer` to set beside this one of ours: that which is driven alike, and what a person
-    /// would get from the peer by default.
-    pub fn beside(&self, peer: &str) -> Vec<&'static Device> {
-        let Some(rest) = self.name.strip_prefix("blockhaus-") else { return Vec::new() };
-        let alike = named(&format!("{peer}-{rest}"));
-        let by_default = named(&format!("{peer}-{}", self.backing()));
-        let mut found: Vec<_> = alike.into_iter().chain(by_default).collect();
-        found.dedup();
-        found
+    /// The devices of `peer` to set beside this one of ours.
+    pub fn beside(&self, peer: &str) -> impl Iterator<Item = &'static Device> {
+        let of_peer = move |name: &&&str| name.split('-').next() == Some(peer);
+        self.alike.iter().filter(of_peer).filter_map(|name| named(name))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(devices: &[&Device]) -> Vec<&'static str> {
-        devices.iter().map(|device| device.name).collect()
-    }
 
     #[test]
     fn every_data_path_has_a_null_and_a_file() {
@@ -161,33 +180,47 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique_and_former_ones_are_still_taken() {
+    fn names_are_unique() {
         for (at, device) in DEVICES.iter().enumerate() {
             assert!(!DEVICES[..at].iter().any(|other| other.name == device.name), "{}", device.name);
             assert_eq!(parse(device.name), Ok(device));
-        }
-        for (former, now) in FORMER {
-            assert_eq!(parse(former).unwrap().name, *now);
         }
         assert!(parse("null").unwrap_err().contains("blockhaus-null"));
     }
 
     #[test]
-    fn ours_stand_beside_peers_with_the_same_backing() {
-        let beside = |name, peer| names(&named(name).unwrap().beside(peer));
-        assert_eq!(beside("blockhaus-null-batch", "rublk"), ["rublk-null"]);
+    fn like_is_set_beside_like() {
+        for device in DEVICES {
+            assert!(device.alike.is_empty() || device.owner == Owner::Ours, "{}", device.name);
+            for name in device.alike {
+                let other = named(name).unwrap_or_else(|| panic!("{}: {name}", device.name));
+                assert_eq!(other.owner, Owner::Peer, "{name}");
+                assert_eq!(other.backing(), device.backing(), "{} and {name}", device.name);
+            }
+        }
+        let beside =
+            |name, peer| named(name).unwrap().beside(peer).map(|device| device.name).collect::<Vec<_>>();
+        assert_eq!(beside("blockhaus-null-zc", "kublk"), ["kublk-null-auto-buf", "kublk-null-zero-copy"]);
+        assert_eq!(beside("blockhaus-null-zc", "rublk"), [""; 0], "it copies");
         assert_eq!(beside("blockhaus-file", "loop"), ["loop-file"]);
-        assert_eq!(beside("blockhaus-file-batch", "kublk"), ["kublk-file-batch-auto-buf", "kublk-file"]);
-        assert_eq!(beside("rublk-file", "kublk"), [""; 0]);
+    }
+
+    #[test]
+    fn every_device_has_something_behind_it_or_nothing() {
         assert_eq!(named("nbd-nbdkit-memory").unwrap().backing(), "memory");
         assert_eq!(named("null-blk").unwrap().backing(), "null");
     }
 
     #[test]
-    fn who_copies_nothing_is_known() {
-        let zero_copy = |name| named(name).unwrap().is_zero_copy();
-        assert!(zero_copy("kublk-null-zero-copy") && zero_copy("kublk-null-auto-buf"));
-        assert!(zero_copy("kublk-file") && zero_copy("blockhaus-file-batch"));
-        assert!(!zero_copy("kublk-null") && !zero_copy("rublk-null") && !zero_copy("kublk-null-batch"));
+    fn zero_copy_is_what_its_command_asks_for() {
+        // By default a file of ours is served so, and null where it is allowed.
+        let asks = |start: &str| {
+            let by_default = start.starts_with("blockhaus file") && !start.contains("--data-path");
+            by_default
+                || ["--auto_zc", " -z", "zero-copy", "auto-buf"].iter().any(|word| start.contains(word))
+        };
+        for device in DEVICES {
+            assert_eq!(device.is_zero_copy, asks(device.start), "{}", device.name);
+        }
     }
 }

@@ -69,7 +69,7 @@ impl Plan {
     pub fn compared(&self, peer: &str) -> impl Iterator<Item = (&'static Device, &'static Device)> {
         let pairs = |ours: &&'static Device| {
             let ours = *ours;
-            ours.beside(peer).into_iter().map(move |theirs| (ours, theirs))
+            ours.beside(peer).map(move |theirs| (ours, theirs))
         };
         self.devices.iter().flat_map(pairs).filter(|(_, theirs)| self.devices.contains(theirs))
     }
@@ -119,6 +119,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::super::device::{DEVICES as ALL, named};
+    use super::super::mode::LOADS;
     use super::*;
 
     fn plan(mode: Mode, names: &[&str]) -> Plan {
@@ -172,11 +173,16 @@ mod tests {
             let script = plan(mode, &["blockhaus-file"]).script(Place::Guest, 1, false);
             assert!(script.contains("blockhaus-file) blockhaus file:$file ;;"), "{script}");
             for column in mode.columns() {
-                // A load, or a shape with a number at its end.
-                let load = column.split('/').next().unwrap();
-                let shape = column.rsplit_once('-').unwrap().0.rsplit('/').next().unwrap();
-                let known = [format!("{load})"), format!("{shape}-*)"), format!("*/{shape}-*)")];
-                assert!(known.iter().any(|words| script.contains(words)), "{column}");
+                // A load, a shape of it with a number at its end, or a shape alone.
+                let (load, shape) = column.split_once('/').map_or((*column, None), |(a, b)| (a, Some(b)));
+                let without_number = |shape: &str| shape.rsplit_once('-').unwrap().0.to_owned();
+                let mut wanted: Vec<String> =
+                    shape.map(|shape| format!("*/{}-*)", without_number(shape))).into_iter().collect();
+                wanted.push(match LOADS.contains(&load) {
+                    true => format!(" {load})"),
+                    false => format!(" {}-*)", without_number(load)),
+                });
+                assert!(wanted.iter().all(|words| script.contains(words)), "{column}: {wanted:?}");
             }
         }
     }

@@ -130,8 +130,8 @@ pub fn shown(value: f64) -> String {
 
 /// A whole number with commas.
 pub fn thousands(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
+    let digits = format!("{:.0}", value.abs());
+    let mut text = if value <= -0.5 { String::from("-") } else { String::new() };
     for (at, digit) in digits.chars().enumerate() {
         if at > 0 && (digits.len() - at) % 3 == 0 {
             text.push(',');
@@ -223,5 +223,10 @@ mod tests {
             assert_eq!(shown(value), text);
         }
         assert_eq!(thousands(1000.0), "1,000");
+        // A map has differences.
+        assert_eq!(
+            (thousands(-123.0), thousands(-1234.0), thousands(-0.2)),
+            ("-123".into(), "-1,234".into(), "0".into())
+        );
     }
 }

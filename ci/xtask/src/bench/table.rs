@@ -93,6 +93,11 @@ pub fn tables(plan: &Plan, results: &Results) -> Vec<(String, String)> {
         .filter(|metric| results.has(metric))
         .map(|metric| (metric.title.to_string(), figures(plan, results, metric).text()))
         .collect();
+    if !plan.mode.counts() && plan.runs > 1 {
+        let main = &plan.mode.metrics()[0];
+        let title = format!("{}, lowest to highest of the runs", main.title);
+        tables.push((title, spreads(plan, results, main).text()));
+    }
     let ratios = all_ratios(plan, results);
     if !ratios.is_empty() {
         let less = plan.mode.metrics()[0].lower_is_better;
@@ -103,15 +108,27 @@ pub fn tables(plan: &Plan, results: &Results) -> Vec<(String, String)> {
     tables
 }
 
-/// One figure, a row a device; what was not measured is a dash.
+/// One figure, a row a device.
 fn figures(plan: &Plan, results: &Results, metric: &Metric) -> Table {
-    let median = |device: &str, column: &str| results.median(device, column, metric.name);
-    let measured = |column: &&&str| plan.devices.iter().any(|device| median(device.name, column).is_some());
-    let columns: Vec<&str> = plan.columns.iter().filter(|column| measured(column)).copied().collect();
+    cells(plan, |device, column| results.median(device, column, metric.name).map(shown))
+}
+
+/// How far the runs are apart.
+fn spreads(plan: &Plan, results: &Results, metric: &Metric) -> Table {
+    cells(plan, |device, column| {
+        let mut values = results.values(device, column, metric.name);
+        values.sort_by(f64::total_cmp);
+        Some(format!("{} to {}", shown(*values.first()?), shown(*values.last()?)))
+    })
+}
+
+/// A row a device, without columns that nobody has; what was not measured is a dash.
+fn cells(plan: &Plan, cell: impl Fn(&str, &str) -> Option<String>) -> Table {
+    let measured = |column: &&&str| plan.devices.iter().any(|device| cell(device.name, column).is_some());
+    let columns: Vec<&str> = plan.columns.iter().filter(measured).copied().collect();
     let mut rows = vec![head(&columns)];
     for name in plan.devices.iter().map(|device| device.name) {
-        let cells: Vec<Option<f64>> = columns.iter().map(|column| median(name, column)).collect();
-        let cells = cells.into_iter().map(|cell| cell.map_or("-".to_string(), shown));
+        let cells = columns.iter().map(|column| cell(name, column).unwrap_or_else(|| "-".to_string()));
         rows.push([name.to_string()].into_iter().chain(cells).collect());
     }
     let table = Table(rows);
@@ -163,6 +180,20 @@ mod tests {
         assert!(tables[1].1.contains("0.990") && !tables[1].1.contains("loop"), "{}", tables[1].1);
         let widths: Vec<usize> = figures.lines().map(|line| line.chars().count()).collect();
         assert!(widths.windows(2).all(|pair| pair[0] == pair[1]), "{figures}");
+    }
+
+    #[test]
+    fn by_the_clock_it_is_said_how_far_runs_are_apart() {
+        let mut plan = plan(Mode::Clock, &["loop-file", "blockhaus-file"]);
+        plan.runs = 3;
+        let mut results = Results::default();
+        for iops in [30_000, 10_000, 20_000] {
+            results.take(&format!("@cell loop-file 4k-randread-qd64 iops={iops}")).unwrap();
+        }
+        let tables = tables(&plan, &results);
+        let (_, spread) = tables.iter().find(|(title, _)| title.contains("lowest to highest")).unwrap();
+        assert!(spread.contains("10,000 to 30,000"), "{spread}");
+        assert!(spread.lines().last().unwrap().ends_with("- |"), "{spread}");
     }
 
     #[test]

@@ -43,6 +43,7 @@ while [ $run -lt "$runs" ]; do
                 */jobs-*) jobs=${column##*-} ;;
                 */queues-*) queues=${column##*-} jobs=${column##*-} ;;
                 */devices-*) count=${column##*-} ;;
+                */*) fail "there is no column $column" ;;
             esac
             # The kernel's loop device has no queues to choose.
             case $device,$column in loop-*,*/queues-*) continue ;; esac

@@ -22,7 +22,7 @@ measure() {
 
 # All servers' threads: nanoseconds that they ran, which are instructions here, and context switches.
 server_work() {
-    for server in $(pidof blockhaus); do
+    for server in $servers; do
         for thread in /proc/"$server"/task/*; do
             cut -d ' ' -f 1 "$thread/schedstat"
             sed -n 's/.*voluntary_ctxt_switches:\t/switches /p' "$thread/status"
@@ -30,7 +30,11 @@ server_work() {
     done | awk '/switches/ { switches += $2; next } { ran += $1 } END { printf "%d %d\n", ran, switches }'
 }
 watch_idle() {
+    servers=$(pidof blockhaus)
+    # Who looks at nobody sees nothing move.
+    [ "$(echo "$servers" | wc -w)" = "$made" ] || fail "$made servers were to be idle; there are: $servers"
     before=$(server_work)
+    [ "${before%% *}" -gt 0 ] || fail "the servers have not run at all, says /proc/PID/task/TID/schedstat"
     sleep 10
     after=$(server_work)
     set -- "$1" "$2" $before $after

@@ -9,7 +9,7 @@ put() {
         128k*) count=$count_128k bytes=131072 ;;
         *) count=$count_4k ;;
     esac
-    # What takes three times as long is as exact with a third of the I/Os.
+    # What takes two to four times as long is as exact with a quarter of the I/Os.
     case $1 in nbd-*) count=$((count / 4)) ;; esac
     count=${3:-$count}
     # Larger than the device means round again.

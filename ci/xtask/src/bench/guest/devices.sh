@@ -11,11 +11,15 @@ folder=$work/bench-fs
 socket=$work/bench.sock
 depth=128
 queues=1
+undo=
+undos=
 fail() {
     echo "bench: $*"
     tail -n 15 "$log"
-    # The host goes on after us.
-    [ -z "$here" ] || ${undo:-true}
+    # The host goes on after us: the newest device goes first, the one in the making included.
+    [ -z "$here" ] || printf '%s%s\n' "$undos" "$undo" | tac | while read -r undo; do
+        [ -z "$undo" ] || $undo </dev/null
+    done
     exit 1
 }
 # This device cannot be had: the others are measured all the same.
@@ -131,7 +135,10 @@ start() {
         --iodepth=64 --number_ios=5000 --size="${file_mib}m" || fail "fio failed to warm up $1"
     sleep 0.5
 }
-stop() { quietly $undo </dev/null || fail "$1: \`$undo\` failed"; }
+stop() {
+    ending=$undo undo=
+    quietly $ending </dev/null || fail "$1: \`$ending\` failed"
+}
 
 # As many of device $1 as $2 says, a file each; their paths are in $disks then.
 start_many() {
@@ -144,13 +151,15 @@ start_many() {
         disks="$disks $disk"
         undos="$undos$undo
 "
+        undo=
     done
 }
 stop_many() {
+    all=$undos undos=
     while read -r undo; do
         [ -z "$undo" ] || stop "$1"
     done <<END
-$undos
+$all
 END
 }
 
