@@ -2,7 +2,8 @@
 
 use super::mode::Metric;
 use super::plan::Plan;
-use super::results::{Results, shown};
+use super::number::shown;
+use super::results::Results;
 
 /// Whom we are compared with.
 const PEERS: [&str; 3] = ["rublk", "kublk", "loop"];
