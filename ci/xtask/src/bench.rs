@@ -215,7 +215,9 @@ mod tests {
             let words = ["bench"].into_iter().chain(words.split(' '));
             assert!(Cli::try_parse_from(words.clone()).is_err(), "{words:?}");
         }
-        for words in ["--clock --seconds 5 --runs 2", "--nbd --seconds 5 --runs 2", "--map 4k-randread-qd1 --out x"] {
+        for words in
+            ["--clock --seconds 5 --runs 2", "--nbd --seconds 5 --runs 2", "--map 4k-randread-qd1 --out x"]
+        {
             Cli::try_parse_from(["bench"].into_iter().chain(words.split(' '))).unwrap();
         }
     }

@@ -96,7 +96,10 @@ impl Plan {
         let (files, file_mib) = self.mode.files();
         let lacking = self.devices.iter().flat_map(|device| {
             let lacks = |column: &&&'static str| !self.mode.has(device, column);
-            self.columns.iter().filter(lacks).map(|column| format!("        '{} {column}') return 1 ;;\n", device.name))
+            self.columns
+                .iter()
+                .filter(lacks)
+                .map(|column| format!("        '{} {column}') return 1 ;;\n", device.name))
         });
         format!(
             "payload='{payload}' work='{work}' here='{here}'\n\

@@ -1,8 +1,8 @@
 //! The figures in tables, for a terminal and for a page alike.
 
 use super::mode::Metric;
-use super::plan::Plan;
 use super::number::shown;
+use super::plan::Plan;
 use super::results::Results;
 
 /// Whom we are compared with.
