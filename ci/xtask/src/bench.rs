@@ -12,10 +12,12 @@ mod map;
 mod measure;
 mod mode;
 mod nbd;
+mod number;
 mod page;
 mod peer;
 mod plan;
 mod results;
+mod servers;
 mod table;
 
 use std::path::PathBuf;
@@ -40,7 +42,7 @@ pub struct Args {
     kernel: String,
     /// Measure by the clock, on two virtual CPUs: I/Os a second, latency, CPU time. Without it, count
     /// instructions
-    #[arg(long)]
+    #[arg(long, group = "by_clock")]
     clock: bool,
     /// Measure instead how it goes with depth and idle devices, or with --clock over jobs, queues and devices
     #[arg(long)]
@@ -52,7 +54,7 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
     /// How often each cell is measured, three times if nothing is said and five by the clock; the median counts
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99), conflicts_with = "quick")]
     runs: Option<u32>,
     /// Only these devices
     #[arg(long, value_name = "NAME,…", value_parser = device::parse, value_delimiter = ',')]
@@ -61,13 +63,26 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["only", "scale"])]
     all: bool,
     /// Print instead where the instructions go under this load, by symbol: `4k-randread-qd64` or another column
-    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["quick", "json", "nbd", "assert", "clock", "scale"])]
+    #[arg(
+        long,
+        value_name = "COLUMN",
+        conflicts_with_all = ["quick", "runs", "all", "json", "nbd", "assert", "clock", "scale"]
+    )]
     map: Option<String>,
     /// Measure NBD instead, by the clock and on this machine: ours beside nbdkit
-    #[arg(long, conflicts_with_all = ["quick", "only", "all", "json", "out", "assert", "clock", "scale"])]
+    #[arg(
+        long,
+        group = "by_clock",
+        conflicts_with_all = ["quick", "only", "all", "json", "out", "assert", "clock", "scale", "kernel"]
+    )]
     nbd: bool,
     /// How long each load runs by the clock: three seconds if nothing is said, four with --nbd
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=600))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        requires = "by_clock",
+        value_parser = clap::value_parser!(u32).range(1..=600)
+    )]
     seconds: Option<u32>,
     /// Fail when --nbd finds fewer than this many times nbdkit's IOPS under any load
     #[arg(long, value_name = "FACTOR", requires = "nbd")]
@@ -168,5 +183,42 @@ fn say_bars(verdicts: &[Verdict]) {
     verdicts.iter().for_each(|verdict| say::line(&verdict.words));
     if !verdicts.is_empty() {
         say::line(bars::summary(verdicts));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        Cli::command().debug_assert();
+        for words in [
+            "--map 4k-randread-qd64 --all",
+            "--map 4k-randread-qd64 --runs 5",
+            "--map 4k-randread-qd64 --seconds 5",
+            "--quick --runs 2",
+            "--seconds 5",
+            "--nbd --kernel 6.12",
+            "--nbd --only loop-file",
+            "--clock --nbd",
+            "--host",
+        ] {
+            let words = ["bench"].into_iter().chain(words.split(' '));
+            assert!(Cli::try_parse_from(words.clone()).is_err(), "{words:?}");
+        }
+        for words in
+            ["--clock --seconds 5 --runs 2", "--nbd --seconds 5 --runs 2", "--map 4k-randread-qd1 --out x"]
+        {
+            Cli::try_parse_from(["bench"].into_iter().chain(words.split(' '))).unwrap();
+        }
     }
 }

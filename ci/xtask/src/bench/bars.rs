@@ -2,8 +2,9 @@
 
 use super::device::{DEVICES, Device, Owner};
 use super::mode::{IDLE, LOADS, Mode};
+use super::number::shown;
 use super::plan::Plan;
-use super::results::{Results, shown};
+use super::results::Results;
 use super::table::{Ratio, ratios};
 
 /// Whose figure in which column.
@@ -316,6 +317,46 @@ mod tests {
             assert_eq!(verdict.met, Some(met), "{}", verdict.words);
             assert_eq!(beside(&plan, &results, "kublk", 1.01).met, None, "nobody to compare with");
         }
+    }
+
+    #[test]
+    fn every_bar_is_met_at_its_bound_and_missed_beyond() {
+        // What the issue that asked for them says: device, peer, metric, factor; in these columns.
+        let file = ("blockhaus-file", "loop-file");
+        type Promise = (Mode, (&'static str, &'static str), &'static str, f64, &'static [&'static str]);
+        let promised: [Promise; 7] = [
+            (Mode::Count, file, "instructions", 1.01, &[FOUR_K[0], FOUR_K[1], LARGE[0], LARGE[1]]),
+            (Mode::Count, ("blockhaus-file-latency", "loop-file"), "instructions", 1.10, &[DEPTH_1]),
+            (Mode::Count, ("blockhaus-null-zc", "kublk-null-auto-buf"), "instructions", 0.97, &FOUR_K),
+            (
+                Mode::Count,
+                ("blockhaus-null-zc", "kublk-null-auto-buf"),
+                "instructions",
+                1.0,
+                &[DEPTH_1, LARGE[0], LARGE[1]],
+            ),
+            (Mode::Clock, file, "iops", 0.95, &FOUR_K),
+            (Mode::Clock, ("blockhaus-file", "rublk-file"), "iops", 1.25, &LARGE),
+            (Mode::Clock, file, "p99_us", 1.2, &[DEPTH_1]),
+        ];
+        let mut seen = 0;
+        for (mode, (device, peer), metric, factor, columns) in promised {
+            let worse = if metric == "iops" { -1.0 } else { 1.0 };
+            for column in columns {
+                for (ours, met) in [(10_000.0 * factor, true), (10_000.0 * factor + worse, false)] {
+                    let results =
+                        results(&[(device, column, metric, ours), (peer, column, metric, 10_000.0)]);
+                    let bars = bars(mode);
+                    let about = |bar: &&Bar| bar.ours == (device, *column) && bar.metric == metric;
+                    let [bar] = bars.iter().filter(about).collect::<Vec<_>>()[..] else {
+                        panic!("{device}, {column}: not one bar")
+                    };
+                    assert_eq!(bar.judge(&results).met, Some(met), "{}", bar.judge(&results).words);
+                }
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, bars(Mode::Count).len() + bars(Mode::Clock).len());
     }
 
     #[test]

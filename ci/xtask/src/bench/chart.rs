@@ -1,7 +1,7 @@
 //! Bars in an SVG: a panel a load, a bar a device, ours in a colour of their own.
 
 use super::device::Owner;
-use super::results::shown;
+use super::number::shown;
 
 /// One picture.
 #[derive(Debug)]

@@ -113,6 +113,7 @@ pub static DEVICES: &[Device] = &[
     device("blockhaus-file-throughput", "blockhaus file:$file --for throughput", Ours, Usual)
         .zero_copy()
         .alike(&["loop-file", "rublk-file", "kublk-file-batch-auto-buf"]),
+    device("blockhaus-file-spin", "blockhaus file:$file --spin-us 200", Ours, OnDemand).zero_copy(),
     device("blockhaus-file-copy", "blockhaus file:$file --data-path copy", Ours, OnDemand)
         .alike(&["rublk-file"]),
     device("blockhaus-file-user-copy", "blockhaus file:$file --data-path user-copy", Ours, OnDemand),

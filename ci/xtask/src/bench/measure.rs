@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::peer;
 use super::plan::{Place, Plan};
 use super::results::Results;
-use crate::guest_build::{self, Target};
+use super::servers::{self, Ours, Server};
 use crate::host::{self, Need};
 use crate::vm::{Machine, Payload};
 use crate::{paths, run, say};
@@ -17,8 +16,7 @@ use crate::{paths, run, say};
 /// Long enough for a host that does much else besides.
 pub const TIMEOUT: Duration = Duration::from_secs(3 * 3600);
 
-/// How often a round by the clock is begun anew: with a host thread for each CPU, QEMU's guests panic now
-/// and then.
+/// How often a round by the clock is tried: with a host thread for each CPU, QEMU's guests panic now and then.
 const ATTEMPTS: u32 = 3;
 
 /// What the host must have to be measured itself.
@@ -149,22 +147,13 @@ fn ended(success: Result<bool>, plan: &Plan, found: &Results, runs: u32, said: &
     Ok(())
 }
 
-/// The servers that the plan needs, built.
+/// The servers that the plan needs, for the guest.
 fn payload(plan: &Plan, results: &mut Results) -> Result<Vec<Payload>> {
-    let mut payload = Vec::new();
-    if plan.has_ours() {
-        let binary = guest_build::static_binary("blockhaus", Target::Bin("blockhaus"))?;
-        payload.push(Payload::new(binary, "blockhaus"));
+    let servers = servers::build(plan, Ours::AsUsual)?;
+    for server in &servers {
+        server.version.iter().for_each(|version| results.add_version(server.name, version));
     }
-    if plan.has("rublk") {
-        payload.push(Payload::new(peer::rublk()?, "rublk"));
-    }
-    if plan.has("kublk") {
-        let (binary, version) = peer::kublk()?;
-        payload.push(Payload::new(binary, "kublk"));
-        results.add_version("kublk", &version);
-    }
-    Ok(payload)
+    Ok(servers.iter().map(Server::payload).collect())
 }
 
 /// Run the script by this machine's shell, and pass on its lines as they come.

@@ -156,6 +156,24 @@ impl Mode {
         if self.counts() { 3 } else { 5 }
     }
 
+    /// How many files there are, and MiB of each. Several devices have one each, all of them in memory.
+    pub fn files(self) -> (u32, u32) {
+        match self {
+            Self::Count | Self::Clock => (1, 256),
+            Self::ClockScale => (4, 64),
+            Self::CountScale => (16, 64),
+        }
+    }
+
+    /// The figures that charts show.
+    pub fn charted(self) -> &'static [&'static str] {
+        match self {
+            Self::Count | Self::CountScale => &["instructions"],
+            Self::Clock => &["iops", "p99_us", "cpu_us"],
+            Self::ClockScale => &["iops"],
+        }
+    }
+
     /// The devices when none are named; `all` is for every data path.
     pub fn devices(self, all: bool) -> Vec<&'static Device> {
         let names: &[&str] = match self {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::results::thousands;
+use super::number::thousands;
 use crate::host::{self, Need};
 use crate::{paths, run, say};
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::about::About;
 use super::bars::{Verdict, summary};
 use super::chart::{Bar, Chart, Panel};
-use super::mode::{Metric, Mode};
+use super::mode::Metric;
 use super::plan::Plan;
 use super::results::Results;
 use super::table::{all_ratios, tables};
@@ -32,14 +32,14 @@ pub struct Report<'a> {
 impl Report<'_> {
     /// For a terminal.
     pub fn text(&self) -> String {
-        let mut text = format!("{}, {}: {}\n", self.plan.mode.title(), self.runs(), self.about.versions());
-        for (title, table) in tables(self.plan, self.results) {
-            text += &format!("\n{title}\n\n{table}");
-        }
-        for note in self.plan.mode.notes() {
-            text += &format!("\n{note}\n");
-        }
-        text
+        format!("{}, {}: {}\n", self.plan.mode.title(), self.runs(), self.about.versions()) + &self.body("")
+    }
+
+    /// The tables, `heading` before their titles, and what they are.
+    fn body(&self, heading: &str) -> String {
+        let tables = tables(self.plan, self.results).into_iter();
+        let tables = tables.map(|(title, table)| format!("\n{heading}{title}\n\n{table}"));
+        tables.chain(self.plan.mode.notes().iter().map(|note| format!("\n{note}\n"))).collect()
     }
 
     /// For programs.
@@ -116,12 +116,7 @@ impl Report<'_> {
         for chart in charts {
             text += &format!("\n![{}]({chart})\n", self.plan.mode.title());
         }
-        for (title, table) in tables(self.plan, self.results) {
-            text += &format!("\n### {title}\n\n{table}");
-        }
-        for note in self.plan.mode.notes() {
-            text += &format!("\n{note}\n");
-        }
+        text += &self.body("### ");
         if !self.results.missing.is_empty() {
             text += "\nNot measured:\n\n";
         }
@@ -140,12 +135,7 @@ impl Report<'_> {
     /// A chart for each main figure and backing.
     fn charts(&self) -> Vec<(String, Chart)> {
         let mode = self.plan.mode;
-        let wanted: &[&str] = match mode {
-            Mode::Count | Mode::CountScale => &["instructions"],
-            Mode::Clock => &["iops", "p99_us", "cpu_us"],
-            Mode::ClockScale => &["iops"],
-        };
-        let metrics = mode.metrics().iter().filter(|metric| wanted.contains(&metric.name));
+        let metrics = mode.metrics().iter().filter(|metric| mode.charted().contains(&metric.name));
         let mut charts = Vec::new();
         for metric in metrics {
             for (backing, about) in [("null", "nothing behind them"), ("file", "a file behind them")] {
@@ -232,6 +222,7 @@ fn with_section(page: &str, name: &str, section: &str) -> Result<String> {
 mod tests {
     use super::super::bars::verdicts;
     use super::super::device::named;
+    use super::super::mode::Mode;
     use super::*;
 
     const ALL: [Mode; 4] = [Mode::Count, Mode::CountScale, Mode::Clock, Mode::ClockScale];

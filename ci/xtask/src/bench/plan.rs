@@ -93,24 +93,27 @@ impl Plan {
             Place::Here(folder) => (folder, folder, "yes"),
         };
         let [count_4k, count_qd1, count_128k] = self.counts;
-        // Several devices have a file each, all of them in memory.
-        let file_mib = if self.mode.scales() { 64 } else { 256 };
-        let files = match self.mode {
-            Mode::Count | Mode::Clock => 1,
-            Mode::ClockScale => 4,
-            Mode::CountScale => 16,
-        };
+        let (files, file_mib) = self.mode.files();
+        let lacking = self.devices.iter().flat_map(|device| {
+            let lacks = |column: &&&'static str| !self.mode.has(device, column);
+            self.columns
+                .iter()
+                .filter(lacks)
+                .map(|column| format!("        '{} {column}') return 1 ;;\n", device.name))
+        });
         format!(
             "payload='{payload}' work='{work}' here='{here}'\n\
              devices='{}'\ncolumns='{}'\nruns={runs} seconds={}\n\
              count_4k={count_4k} count_qd1={count_qd1} count_128k={count_128k}\n\
              file_mib={file_mib} files={files}\nmap='{}'\n\
-             make() {{\n    case $1 in\n{}    esac\n}}\n{DEVICES}{}",
+             make() {{\n    case $1 in\n{}    esac\n}}\n\
+             has() {{\n    case \"$1 $2\" in\n{}    esac\n}}\n{DEVICES}{}",
             names.join(" "),
             self.columns.join(" "),
             self.seconds,
             self.map.map_or(String::new(), |counts| counts.map(|count| count.to_string()).join(" ")),
             cases.collect::<String>(),
+            lacking.collect::<String>(),
             self.mode.guest(),
         )
     }

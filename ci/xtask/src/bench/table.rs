@@ -1,8 +1,9 @@
 //! The figures in tables, for a terminal and for a page alike.
 
 use super::mode::Metric;
+use super::number::shown;
 use super::plan::Plan;
-use super::results::{Results, shown};
+use super::results::Results;
 
 /// Whom we are compared with.
 const PEERS: [&str; 3] = ["rublk", "kublk", "loop"];

@@ -29,6 +29,9 @@ pub struct Args {
     /// Count instructions: one CPU, whose clock advances 1 ns for each
     #[arg(long)]
     icount: bool,
+    /// A host thread for each CPU, as `bench --clock` has it: quicker, and with QEMU 7.2 it panics now and then
+    #[arg(long, conflicts_with = "icount")]
+    parallel: bool,
     /// A file or folder for the guest, where it is /payload/NAME (may be repeated)
     #[arg(long, value_name = "PATH[:NAME]")]
     payload: Vec<Payload>,
@@ -68,7 +71,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         memory_mib: args.memory,
         cpus: args.cpus,
         icount: args.icount,
-        parallel: false,
+        parallel: args.parallel,
         plugin: None,
         payload: args.payload.clone(),
         drives: args.drive.clone(),

@@ -45,8 +45,7 @@ while [ $run -lt "$runs" ]; do
                 */devices-*) count=${column##*-} ;;
                 */*) fail "there is no column $column" ;;
             esac
-            # The kernel's loop device has no queues to choose.
-            case $device,$column in loop-*,*/queues-*) continue ;; esac
+            has "$device" "$column" || continue
             # Devices are kept for the next column that wants the same.
             if [ "$queues $count" != "$shape" ]; then
                 [ "$shape" = none ] || stop_many "$device"

@@ -61,13 +61,13 @@ while [ $run -lt "$runs" ]; do
     for device in $devices; do
         have=none
         for column in $columns; do
+            has "$device" "$column" || continue
             wanted=${column##*-}
             case $column in
                 depth-*) have 1 512 && measure "$device" "$column" "$wanted" "$disks" ;;
                 one-of-*) have "$wanted" 128 && measure "$device" "$column" 64 "${disks##* }" ;;
                 all-of-*) have "$wanted" 128 && measure "$device" "$column" 64 "$disks" ;;
-                # The kernel's loop device has no server.
-                none-of-*) case $device in loop-*) ;; *) have "$wanted" 128 && watch_idle "$device" "$column" ;; esac ;;
+                none-of-*) have "$wanted" 128 && watch_idle "$device" "$column" ;;
                 *) fail "there is no column $column" ;;
             esac || break
         done

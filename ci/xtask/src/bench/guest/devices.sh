@@ -1,6 +1,6 @@
 # Makes devices and takes them away again, in a guest or on the host. Before this come lines that set payload,
-# work, here, devices, columns, runs, seconds, count_…, file_mib, files and map, and a function make with a
-# case for each device; after it comes what is done with them. Said on stdout, in lines of their own:
+# work, here, devices, columns, runs, seconds, count_…, file_mib, files and map, a function make with a case
+# for each device, and has, which knows what a device lacks; after it comes what is done with them. Said on stdout, in lines of their own:
 #   @version NAME TEXT                  what took part
 #   @missing DEVICE WHY                 it cannot be had here
 #   @cell DEVICE COLUMN NAME=VALUE…     figures

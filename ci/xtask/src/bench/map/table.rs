@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::about::About;
-use super::super::results::thousands;
-use super::Costs;
+use super::super::number::thousands;
+use super::dump::Costs;
 
 /// What is neither the kernel's nor the server's.
 pub const PROGRAMS: &str = "fio, and other programs";
