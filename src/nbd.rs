@@ -15,7 +15,7 @@ pub mod transmission;
 pub mod uri;
 mod wire;
 
-pub use wire::{Request, SimpleReply};
+pub use wire::{Headers, Request, SimpleReply, chunk, meta, status};
 
 /// Longest name of an export in bytes, which the protocol limits all strings to.
 pub const MAX_NAME: usize = 4096;

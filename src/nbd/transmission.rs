@@ -83,7 +83,8 @@ impl Rules {
             }
             flags.set(Flags::FUA, op.modifies());
         }
-        let wanted = Wanted { op, flags, offset: request.offset, len: request.len, cookie: request.cookie };
+        let len = u32::try_from(request.len).map_err(|_| Errno::EINVAL)?;
+        let wanted = Wanted { op, flags, offset: request.offset, len, cookie: request.cookie };
         if op == Op::Flush {
             return Ok(Wanted { offset: 0, len: 0, ..wanted });
         }
@@ -93,14 +94,14 @@ impl Rules {
         if !self.flags.contains(needed) {
             return Err(Errno::EINVAL);
         }
-        let aligned = (request.offset | u64::from(request.len)) & self.block_mask == 0;
+        let aligned = (request.offset | request.len) & self.block_mask == 0;
         if request.len == 0 || !aligned {
             return Err(Errno::EINVAL);
         }
-        if matches!(op, Op::Read | Op::Write) && request.len > self.max_payload {
+        if matches!(op, Op::Read | Op::Write) && len > self.max_payload {
             return Err(Errno::EINVAL);
         }
-        match request.offset.checked_add(u64::from(request.len)) {
+        match request.offset.checked_add(request.len) {
             Some(end) if end <= self.size => Ok(wanted),
             _ if matches!(op, Op::Write | Op::WriteZeroes) => Err(Errno::ENOSPC),
             _ => Err(Errno::EINVAL),
@@ -113,7 +114,7 @@ enum State {
     /// A head comes next.
     Head,
     /// The payload of a write that was refused comes, and is thrown away.
-    Skip { left: u32, cookie: u64, errno: Errno },
+    Skip { left: u64, cookie: u64, errno: Errno },
     /// The client has said that it ends.
     Ended,
 }
@@ -165,9 +166,9 @@ impl Incoming {
         }
     }
 
-    fn skip(&mut self, left: u32, cookie: u64, errno: Errno, bytes: &[u8]) -> (usize, Event) {
-        let here = (left as usize).min(bytes.len());
-        let left = left - here as u32;
+    fn skip(&mut self, left: u64, cookie: u64, errno: Errno, bytes: &[u8]) -> (usize, Event) {
+        let here = left.min(bytes.len() as u64) as usize;
+        let left = left - here as u64;
         if left > 0 {
             self.state = State::Skip { left, cookie, errno };
             return (here, Event::Incomplete);
@@ -200,7 +201,7 @@ mod tests {
         ExportFlags::all() - ExportFlags::READ_ONLY
     }
 
-    fn request(command: u16, flags: u16, offset: u64, len: u32) -> Request {
+    fn request(command: u16, flags: u16, offset: u64, len: u64) -> Request {
         Request { flags, command, cookie: 7, offset, len }
     }
 
@@ -220,7 +221,7 @@ mod tests {
             (command::TRIM, 0, SIZE, 512, 22),
             // Too long, empty, not aligned.
             (command::READ, 0, 0, 128 << 10, 22),
-            (command::WRITE, 0, 0, u32::MAX, 22),
+            (command::WRITE, 0, 0, u64::from(u32::MAX), 22),
             (command::READ, 0, 0, 0, 22),
             (command::TRIM, 0, 0, 0, 22),
             (command::READ, 0, 100, 512, 22),
@@ -316,7 +317,7 @@ mod tests {
 
     fn any_request() -> impl Strategy<Value = Request> {
         let near = prop_oneof![Just(0u64), Just(SIZE - 512), Just(SIZE), any::<u64>()];
-        let len = prop_oneof![Just(0u32), Just(512), Just(1000), Just(4096), Just(70_000)];
+        let len = prop_oneof![Just(0u64), Just(512), Just(1000), Just(4096), Just(70_000)];
         (0u16..9, 0u16..4, any::<u64>(), near, len)
             .prop_map(|(command, flags, cookie, offset, len)| Request { flags, command, cookie, offset, len })
     }

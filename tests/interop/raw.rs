@@ -42,7 +42,7 @@ pub fn go(name: &str) -> Vec<u8> {
 }
 
 pub fn request(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
-    Request { flags: 0, command, cookie, offset, len }.encode().to_vec()
+    Request { flags: 0, command, cookie, offset, len: u64::from(len) }.encode().to_vec()
 }
 
 impl Client {
