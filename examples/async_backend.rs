@@ -113,8 +113,8 @@ impl Queue for MirrorQueue {
                 let punch = |file| whole(self.ring.allocate(file, &payload, hole, io.offset, io.len), 0);
                 both(join(punch(first), punch(second)).await)
             }
-            // Not among the capabilities above, so the kernel writes zeros instead.
-            Op::WriteZeroes => Err(Errno::EOPNOTSUPP),
+            // Not among the capabilities above, so the kernel writes zeros instead, and all is taken for data.
+            Op::WriteZeroes | Op::Extents => Err(Errno::EOPNOTSUPP),
         }
     }
 }

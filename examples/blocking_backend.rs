@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, RwLock};
 
 use blockhaus::backend::blocking::{BlockDevice, Blocking};
+use blockhaus::io::extents::{Answer, State};
 use blockhaus::stack::{SpecTable, SpecType};
 
 /// Bytes in a chunk, the unit of allocation.
@@ -84,6 +85,21 @@ impl BlockDevice for Heap {
         for (chunk, start, len) in Heap::pieces(offset, len) {
             if (start, len as u64) == (0, CHUNK) {
                 *self.chunks[chunk].write().map_err(poisoned)? = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn knows_extents(&self) -> bool {
+        true
+    }
+
+    fn extents(&self, offset: u64, len: u64, answer: &mut Answer<'_>) -> io::Result<()> {
+        for (chunk, _, len) in Heap::pieces(offset, len) {
+            let is_there = self.chunks[chunk].read().map_err(poisoned)?.is_some();
+            let state = if is_there { State::empty() } else { State::HOLE | State::ZERO };
+            if !answer.add(len as u64, state) {
+                break;
             }
         }
         Ok(())

@@ -109,10 +109,14 @@ pub trait Queue {
 
     /// Serves one request. For a write the payload holds the data; a read fills all of it.
     /// Operations with no data have an empty payload, except [`Op::WriteZeroes`], whose payload
-    /// is scratch memory of the slot for a backend that must write zeros itself.
+    /// is scratch memory of the slot for a backend that must write zeros itself, and [`Op::Extents`], whose
+    /// payload gets the [`Answer`]. That one comes only where the backend says [`EXTENTS`].
     ///
     /// May be dropped at any await: what is in flight belongs to the slot.
     ///
     /// [`Op::WriteZeroes`]: crate::io::Op::WriteZeroes
+    /// [`Op::Extents`]: crate::io::Op::Extents
+    /// [`Answer`]: crate::io::extents::Answer
+    /// [`EXTENTS`]: crate::io::Capabilities::EXTENTS
     fn serve(&self, io: Io, payload: Payload<'_>) -> impl Future<Output = IoResult>;
 }

@@ -7,6 +7,8 @@ use std::fmt;
 
 use bitflags::bitflags;
 
+pub mod extents;
+
 /// Bytes in a sector, the unit the kernel counts block devices in, whatever their block size.
 pub const SECTOR_SIZE: u64 = 512;
 
@@ -23,10 +25,13 @@ pub enum Op {
     Discard,
     /// The range must read as zeros afterwards.
     WriteZeroes,
+    /// Which runs of the range take space, and which read as zeros: the payload gets an
+    /// [`Answer`](extents::Answer).
+    Extents,
 }
 
 /// Every kind of request.
-pub const OPS: [Op; 5] = [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes];
+pub const OPS: [Op; 6] = [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes, Op::Extents];
 
 impl Op {
     /// As people write it.
@@ -37,6 +42,7 @@ impl Op {
             Op::Flush => "flush",
             Op::Discard => "discard",
             Op::WriteZeroes => "write-zeroes",
+            Op::Extents => "extents",
         }
     }
 
@@ -55,6 +61,10 @@ bitflags! {
         const FUA = 1 << 0;
         /// WriteZeroes must keep the space allocated.
         const NO_UNMAP = 1 << 1;
+        /// WriteZeroes must fail, with EOPNOTSUPP and at once, where it is no faster than a write.
+        const FAST_ZERO = 1 << 2;
+        /// Of the runs that Extents finds, the first is all that is wanted.
+        const FIRST_EXTENT = 1 << 3;
     }
 }
 
@@ -174,6 +184,10 @@ bitflags! {
         const ROTATIONAL = 1 << 6;
         /// Serves payloads that are hidden: it never looks at the bytes of a read or a write.
         const HIDDEN_PAYLOAD = 1 << 7;
+        /// Knows which runs take space ([`Op::Extents`]). Without it, all is taken for data.
+        const EXTENTS = 1 << 8;
+        /// What was read once is sooner read again: there is a cache that a read fills.
+        const READ_CACHE = 1 << 9;
     }
 }
 
@@ -260,6 +274,7 @@ impl Admission {
         let needed = match io.op {
             Op::Discard => Capabilities::DISCARD,
             Op::WriteZeroes => Capabilities::WRITE_ZEROES,
+            Op::Extents => Capabilities::EXTENTS,
             _ => Capabilities::empty(),
         };
         if !self.capabilities.contains(needed) {
@@ -295,7 +310,7 @@ mod tests {
         }
         let rules = Admission::new(&Geometry::plain(1 << 20), Capabilities::WRITE);
         assert_eq!(rules.check(&io(Op::Write, 0, 512)), Ok(()));
-        for op in [Op::Discard, Op::WriteZeroes] {
+        for op in [Op::Discard, Op::WriteZeroes, Op::Extents] {
             assert_eq!(rules.check(&io(op, 0, 512)), Err(Errno::EOPNOTSUPP));
         }
     }

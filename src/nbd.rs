@@ -2,7 +2,7 @@
 //!
 //! What is said here is said in the protocol's own document, `doc/proto.md` of the NBD project:
 //! its names, its numbers, its rules. A connection first negotiates ([`handshake`], the fixed newstyle)
-//! and then transmits ([`transmission`], simple replies). Whoever has the socket drives both; the
+//! and then transmits ([`transmission`], and [`replies`] the other way). Whoever has the socket drives both; the
 //! server, tests and fuzzers use the same ones.
 //!
 //! Nothing that a peer sends makes memory grow: every length is bounded before it is used, and what
@@ -11,11 +11,12 @@
 use bitflags::bitflags;
 
 pub mod handshake;
+pub mod replies;
 pub mod transmission;
 pub mod uri;
 mod wire;
 
-pub use wire::{Request, SimpleReply};
+pub use wire::{Headers, Request, SimpleReply, chunk, meta, status};
 
 /// Longest name of an export in bytes, which the protocol limits all strings to.
 pub const MAX_NAME: usize = 4096;
@@ -41,8 +42,16 @@ bitflags! {
         const SEND_TRIM = 1 << 5;
         /// Takes WRITE_ZEROES, and its flag NO_HOLE.
         const SEND_WRITE_ZEROES = 1 << 6;
+        /// Takes the command flag DF; told where replies are chunks.
+        const SEND_DF = 1 << 7;
         /// A flush on one connection covers what any other was told is written.
         const CAN_MULTI_CONN = 1 << 8;
+        /// Takes CACHE.
+        const SEND_CACHE = 1 << 10;
+        /// Takes the command flag FAST_ZERO.
+        const SEND_FAST_ZERO = 1 << 11;
+        /// Takes BLOCK_STATUS with a payload; told where headers are extended.
+        const BLOCK_STATUS_PAYLOAD = 1 << 12;
     }
 }
 
@@ -72,6 +81,18 @@ pub struct Export {
     pub block: BlockSizes,
 }
 
+/// What the two sides of a connection have agreed on beside the export.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// How requests and replies begin.
+    pub headers: Headers,
+    /// BLOCK_STATUS may be asked, and tells `base:allocation`.
+    pub allocation: bool,
+}
+
+/// What this server calls the context `base:allocation` in replies.
+pub const ALLOCATION_CONTEXT: u32 = 1;
+
 /// The peer does not speak the protocol, or not by its rules: the connection is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -90,6 +111,9 @@ pub enum Broken {
     /// EXPORT_NAME, which cannot be answered with an error, names what is not there.
     #[error("there is no export of the name that was asked for")]
     NoSuchExport,
+    /// A request's payload is so long that not even skipping it makes sense.
+    #[error("a request carries {0} bytes")]
+    PayloadLength(u64),
     /// More options than any client has a use for.
     #[error("the handshake has too many options")]
     TooManyOptions,

@@ -557,7 +557,7 @@ fn payload_len(io: &Io, slot_size: usize) -> Result<usize, Errno> {
         Op::Read | Op::Write => {
             usize::try_from(io.len).ok().filter(|&len| len <= slot_size).ok_or(Errno::EINVAL)
         }
-        Op::WriteZeroes => Ok(slot_size),
+        Op::WriteZeroes | Op::Extents => Ok(slot_size),
         Op::Flush | Op::Discard => Ok(0),
     }
 }

@@ -3,8 +3,10 @@
 use std::process::Command;
 use std::sync::Arc;
 
+use blockhaus::backend::blocking::{BlockDevice, Blocking};
 use blockhaus::backend::file::{Direct, File, Options};
-use blockhaus::io::{Flags, Op};
+use blockhaus::io::extents::{Answer, Extent, State, extents};
+use blockhaus::io::{Capabilities, Errno, Flags, Op};
 use blockhaus::queue::Stack;
 use blockhaus::stack::{OpenOptions, SpecTable};
 use played::{Disk, Request};
@@ -100,5 +102,96 @@ fn a_long_range_of_memory_is_zeroed_while_others_are_served() {
     assert!(stack.memory_used().is_some_and(|used| used >= SIZE - 4096));
     assert_eq!(disk.call(Request::new(Op::Discard, 0, SIZE)).0, Ok(()));
     assert_eq!(stack.memory_used(), Some(0));
+    disk.close();
+}
+
+/// Length and state of each run of a range.
+fn runs(disk: &mut Disk, offset: u64, len: u64) -> Vec<(u64, State)> {
+    let (result, answer) = disk.call(Request::new(Op::Extents, offset, len));
+    assert_eq!(result, Ok(()));
+    extents(&answer, len).map(|Extent { len, state }| (len, state)).collect()
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_disk_knows_what_of_it_takes_space() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = format!("file:{},size=16M", folder.path().join("disk.img").display());
+    let (hole, data) = (State::HOLE | State::ZERO, State::empty());
+    for (spec, filters) in [
+        ("ram:16M", &[][..]),
+        (&file, &[]),
+        (&file, &["offset,start=0", "log,file=/dev/null"]),
+        ("ram:16M", &["blocksize,size=4096", "throttle,iops=100000"]),
+    ] {
+        let filters: Vec<_> = filters.iter().map(|text| text.parse().expect("a filter")).collect();
+        let spec = spec.parse().expect("a spec");
+        let stack = SpecTable::builtin().open_with(&spec, &filters, &OpenOptions::default());
+        let stack = stack.expect("it opens");
+        assert!(stack.capabilities().contains(Capabilities::EXTENTS), "{spec} {filters:?}");
+        let mut disk = Disk::open(stack, 1, 4);
+        assert_eq!(runs(&mut disk, 0, 16 * MIB), [(16 * MIB, hole)], "{spec} {filters:?}");
+        for at in (4 * MIB..5 * MIB).step_by(256 << 10) {
+            assert_eq!(disk.call(Request::write(at, vec![7; 256 << 10])).0, Ok(()));
+        }
+        let all = [(4 * MIB, hole), (MIB, data), (11 * MIB, hole)];
+        assert_eq!(runs(&mut disk, 0, 16 * MIB), all, "{spec} {filters:?}");
+        assert_eq!(runs(&mut disk, 5 * MIB - 4096, 8192), [(4096, data), (4096, hole)]);
+        assert_eq!(disk.call(Request::new(Op::Discard, 4 * MIB, MIB)).0, Ok(()));
+        assert_eq!(runs(&mut disk, 4 * MIB, 12 * MIB), [(12 * MIB, hole)]);
+        assert_eq!(disk.call(Request::new(Op::Extents, 16 * MIB, 512)).0, Err(Errno::EINVAL));
+        disk.close();
+    }
+    let null = SpecTable::builtin().open(&"null:1M".parse().expect("a spec"), &OpenOptions::default());
+    let mut disk = Disk::open(null.expect("it opens"), 1, 4);
+    assert_eq!(runs(&mut disk, 0, MIB), [(MIB, State::HOLE)], "what it reads as nobody knows");
+    disk.close();
+}
+
+/// A disk of the simple door whose first half is there.
+struct Half {
+    knows: bool,
+}
+
+impl BlockDevice for Half {
+    fn size(&self) -> u64 {
+        MIB
+    }
+
+    fn read_at(&self, bytes: &mut [u8], _offset: u64) -> std::io::Result<()> {
+        bytes.fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn knows_extents(&self) -> bool {
+        self.knows
+    }
+
+    fn extents(&self, offset: u64, len: u64, answer: &mut Answer<'_>) -> std::io::Result<()> {
+        let there = (MIB / 2).saturating_sub(offset).min(len);
+        answer.add(there, State::empty());
+        answer.add(len - there, State::HOLE | State::ZERO);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_disk_of_plain_methods_may_know_as_well_and_who_does_not_is_not_asked() {
+    let mut disk = Disk::open(Arc::new(Blocking::new(Half { knows: true })), 1, 4);
+    let half = MIB / 2;
+    assert_eq!(runs(&mut disk, 0, MIB), [(half, State::empty()), (half, State::HOLE | State::ZERO)]);
+    assert_eq!(runs(&mut disk, half, 512), [(512, State::HOLE | State::ZERO)]);
+    disk.close();
+    let mut disk = Disk::open(Arc::new(Blocking::new(Half { knows: false })), 1, 4);
+    assert_eq!(disk.call(Request::new(Op::Extents, 0, MIB)).0, Err(Errno::EOPNOTSUPP));
     disk.close();
 }

@@ -110,6 +110,7 @@ fn links_between_pages_lead_somewhere() {
         "docs/specs.md",
         "docs/config.md",
         "docs/guide.md",
+        "docs/nbd.md",
         "docs/decisions/README.md",
     ];
     for page in pages {
@@ -123,4 +124,27 @@ fn links_between_pages_lead_somewhere() {
             }
         }
     }
+}
+
+/// Every cell of ours in the tables of NBD's page names a test, and so does what else is said there; each of them exists.
+#[test]
+fn what_is_said_of_nbd_has_tests() {
+    let page = read("docs/nbd.md");
+    for row in page.lines().filter(|line| line.starts_with('|')) {
+        let ours = row.split('|').nth(2).expect("a column of ours").trim();
+        let is_head = ours == "blockhaus" || ours == "---";
+        assert!(is_head || ours == "✗" || ours.contains("::"), "no test shows this: {row}");
+    }
+    let mut checked = 0;
+    for name in page.split('`').skip(1).step_by(2).filter(|code| code.contains("::")) {
+        let (file, test) = name.rsplit_once("::").expect("it contains one");
+        let file = file.replace("::", "/");
+        let places = [format!("tests/{file}.rs"), format!("tests/{file}/main.rs"), format!("src/{file}.rs")];
+        let found = places.iter().filter_map(|place| fs::read_to_string(root().join(place)).ok());
+        let words = [format!("fn {test}("), format!("mod {test};"), format!(" {test}_0 ")];
+        let is_there = |text: &String| words.iter().any(|word| text.contains(word));
+        assert!(found.clone().any(|text| is_there(&text)), "there is no test {name}");
+        checked += 1;
+    }
+    assert!(checked >= 25, "the page names only {checked} tests; does this test still find them?");
 }

@@ -15,6 +15,7 @@ use blockhaus::filter::log::Log;
 use blockhaus::filter::offset::Offset;
 use blockhaus::filter::stripe::Stripe;
 use blockhaus::filter::throttle::{Limits, Throttle};
+use blockhaus::io::extents::{Extent, State, extents};
 use blockhaus::io::{Capabilities, Errno, Flags, Op};
 use blockhaus::queue::Stack;
 use blockhaus::stack::{OpenOptions, SpecTable};
@@ -51,18 +52,36 @@ impl Model {
             Op::Write => range.iter_mut().zip(&request.data).for_each(|(byte, new)| *byte = Some(*new)),
             Op::WriteZeroes => range.fill(Some(0)),
             Op::Discard => range.fill(if self.discard_zeroes { Some(0) } else { None }),
-            Op::Read | Op::Flush => {}
+            Op::Read | Op::Flush | Op::Extents => {}
         }
     }
 
     fn check(&self, request: &Request, data: &[u8]) -> Result<(), TestCaseError> {
         let range = &self.bytes[request.offset as usize..(request.offset + request.len) as usize];
+        if request.op == Op::Extents {
+            return self.check_extents(request, data);
+        }
         for (at, (expected, got)) in range.iter().zip(data).enumerate() {
             if let Some(expected) = expected {
                 let offset = request.offset + at as u64;
                 prop_assert_eq!(*got, *expected, "byte {} of {:?}", offset, request.op);
             }
         }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// An answer says something of the first byte at least, of no byte beyond the range, and zeros are zeros.
+    fn check_extents(&self, request: &Request, answer: &[u8]) -> Result<(), TestCaseError> {
+        let mut at = request.offset as usize;
+        for Extent { len, state } in extents(answer, u64::MAX) {
+            let run = &self.bytes[at..at + len as usize];
+            at += run.len();
+            let is_zero = run.iter().all(|byte| byte.is_none_or(|byte| byte == 0));
+            prop_assert!(!state.contains(State::ZERO) || is_zero, "{len} bytes before {at} are no zeros");
+        }
+        prop_assert!(at as u64 > request.offset && at as u64 <= request.offset + request.len, "up to {at}");
         Ok(())
     }
 }
@@ -91,6 +110,7 @@ fn requests(batch: &Batch, unit: u64, size: u64) -> Vec<Request> {
             5 => (Op::WriteZeroes, Flags::empty()),
             6 => (Op::Discard, Flags::empty()),
             7 => (Op::Flush, Flags::empty()),
+            8 if byte % 2 == 0 => (Op::Extents, Flags::empty()),
             _ => (Op::Read, Flags::empty()),
         };
         let end = start + len;
@@ -124,7 +144,8 @@ fn holds_what_was_written(stack: Arc<dyn Stack>, batches: &[Batch]) -> Result<()
         for _ in 0..=requests.len() {
             let ended = disk.wait();
             prop_assert_eq!(ended.result, Ok(()), "request {:?}", ended.number);
-            if ended.number > first && requests[ended.number - first - 1].op == Op::Read {
+            if ended.number > first && matches!(requests[ended.number - first - 1].op, Op::Read | Op::Extents)
+            {
                 reads.push((ended.number - first - 1, ended.data));
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
+use crate::io::extents::Answer;
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::channel::{Receiver, Sender, bounded};
@@ -50,6 +51,18 @@ pub trait BlockDevice: Send + Sync + 'static {
         let _ = (offset, len);
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    /// Whether [`extents`](Self::extents) does something.
+    fn knows_extents(&self) -> bool {
+        false
+    }
+
+    /// Says which runs of a range take space and which read as zeros, from `offset` on, each by
+    /// [`Answer::add`], until that wants no more; it may end before the range does, but not before the first run.
+    fn extents(&self, offset: u64, len: u64, answer: &mut Answer<'_>) -> io::Result<()> {
+        let _ = (offset, len, answer);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Any [`BlockDevice`] as a backend.
@@ -80,6 +93,7 @@ impl<D: BlockDevice> Backend for Blocking<D> {
 
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::VOLATILE_CACHE;
+        capabilities.set(Capabilities::EXTENTS, self.device.knows_extents());
         if !self.device.read_only() {
             capabilities |= Capabilities::WRITE | Capabilities::FUA;
             if self.device.can_discard() {
@@ -159,5 +173,6 @@ fn serve(device: &impl BlockDevice, io: &Io, bytes: &mut [u8]) -> io::Result<()>
         Op::Flush => device.flush(),
         Op::Discard => device.discard(io.offset, io.len),
         Op::WriteZeroes => Err(io::ErrorKind::Unsupported.into()),
+        Op::Extents => device.extents(io.offset, io.len, &mut Answer::new(io, bytes)?),
     }
 }

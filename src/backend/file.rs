@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fs::File as StdFile;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
@@ -14,9 +14,11 @@ use crate::port::file;
 use crate::port::ring::{AllocateMode, FixedFile, Ring, Single};
 
 mod created;
+mod holes;
 mod open;
 
 use created::Created;
+use holes::Holes;
 
 /// Whether the page cache is passed by (O_DIRECT).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +70,8 @@ pub struct File {
     /// What `size=` made, until the disk is there for everybody. Before the file, so that it is removed
     /// while it is still locked: later it may be somebody else's disk.
     created: Mutex<Option<Created>>,
-    file: StdFile,
+    file: Arc<StdFile>,
+    holes: Arc<Holes>,
     path: PathBuf,
     geometry: Geometry,
     capabilities: Capabilities,
@@ -101,6 +104,7 @@ impl Backend for File {
         Ok(FileQueue {
             ring: context.ring.clone(),
             file,
+            holes: self.holes.clone(),
             can_zero: Cell::new(true),
             can_punch: Cell::new(self.capabilities.contains(Capabilities::DISCARD)),
         })
@@ -130,6 +134,7 @@ impl Backend for File {
 pub struct FileQueue {
     ring: Ring,
     file: FixedFile,
+    holes: Arc<Holes>,
     /// Cleared when the file system has no FALLOC_FL_ZERO_RANGE.
     can_zero: Cell<bool>,
     /// Cleared when it cannot punch holes.
@@ -155,6 +160,7 @@ impl Queue for FileQueue {
             Op::Flush => self.flush(&payload).await,
             Op::Discard => self.discard(&io, &mut payload).await,
             Op::WriteZeroes => self.write_zeroes(&io, &mut payload).await,
+            Op::Extents => self.holes.find(&self.ring, io, payload).await,
         }
     }
 }
@@ -230,6 +236,9 @@ impl FileQueue {
                     result => return result,
                 }
             }
+        }
+        if io.flags.contains(Flags::FAST_ZERO) {
+            return Err(Errno::EOPNOTSUPP);
         }
         self.write_zero_bytes(io, payload).await
     }

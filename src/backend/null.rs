@@ -2,7 +2,8 @@
 
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::Result;
-use crate::io::{Capabilities, Geometry, Io, IoResult};
+use crate::io::extents::{Answer, State};
+use crate::io::{Capabilities, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 
 /// A disk without contents. A read returns whatever the slot's buffer last held, which is memory
@@ -42,7 +43,7 @@ impl Backend for Null {
 
     fn capabilities(&self) -> Capabilities {
         let hidden = if self.hidden_payload { Capabilities::HIDDEN_PAYLOAD } else { Capabilities::empty() };
-        Capabilities::WRITE | Capabilities::DISCARD | hidden
+        Capabilities::WRITE | Capabilities::DISCARD | Capabilities::EXTENTS | hidden
     }
 
     fn open_queue(&self, _context: &QueueContext<'_>) -> Result<NullQueue> {
@@ -56,11 +57,18 @@ impl Backend for Null {
 
 impl Queue for NullQueue {
     #[inline]
-    fn serve_now(&self, _io: &Io, _payload: &mut Payload<'_>) -> Option<IoResult> {
-        Some(Ok(()))
+    fn serve_now(&self, io: &Io, payload: &mut Payload<'_>) -> Option<IoResult> {
+        Some(if io.op == Op::Extents { one_hole(io, payload) } else { Ok(()) })
     }
 
-    async fn serve(&self, _io: Io, _payload: Payload<'_>) -> IoResult {
-        Ok(())
+    async fn serve(&self, io: Io, mut payload: Payload<'_>) -> IoResult {
+        if io.op == Op::Extents { one_hole(&io, &mut payload) } else { Ok(()) }
     }
+}
+
+/// It takes no space; but what it reads as nobody knows.
+#[cold]
+fn one_hole(io: &Io, payload: &mut Payload<'_>) -> IoResult {
+    Answer::new(io, payload.bytes_mut()?)?.add(io.len, State::HOLE);
+    Ok(())
 }

@@ -2,18 +2,23 @@
 //! memory back. Gone when the server ends.
 
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
+use crate::io::extents::{Answer, State};
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::memory::{HugePages, Mapping};
+use crate::port::pages::PageMap;
 use crate::port::ring::Ring;
 use crate::port::system::page_size;
 
 /// What is zeroed or given back in one piece; several of the largest pages, so that none is split.
 const PIECE: u64 = 4 << 20;
+
+/// Most bytes whose pages are looked at for one request; the answer ends there.
+const MOST_LOOKED_AT: u64 = 256 << 20;
 
 /// After so many nanoseconds of that the queue's other requests get their turn.
 const TURN: u64 = 1_000_000;
@@ -59,7 +64,7 @@ impl Ram {
             discard_granularity: page_size() as u32,
             ..Geometry::plain(size)
         };
-        Ok(Ram { contents: Arc::new(Contents { memory, size }), geometry })
+        Ok(Ram { contents: Arc::new(Contents { memory, size, pages: OnceLock::new() }), geometry })
     }
 }
 
@@ -75,6 +80,7 @@ impl Backend for Ram {
             | Capabilities::DISCARD
             | Capabilities::DISCARD_ZEROES
             | Capabilities::WRITE_ZEROES
+            | Capabilities::EXTENTS
     }
 
     fn open_queue(&self, context: &QueueContext<'_>) -> Result<RamQueue> {
@@ -128,6 +134,8 @@ fn is_long(io: &Io) -> bool {
 struct Contents {
     memory: Mapping,
     size: u64,
+    /// What says which pages there are; nothing where the kernel does not. Opened when it is first asked.
+    pages: OnceLock<Option<PageMap>>,
 }
 
 impl Contents {
@@ -139,7 +147,22 @@ impl Contents {
             Op::Flush => Ok(()),
             Op::Discard => self.zero(io.offset, io.len, true),
             Op::WriteZeroes => self.zero(io.offset, io.len, !io.flags.contains(Flags::NO_UNMAP)),
+            Op::Extents => self.extents(io, payload.bytes_mut()?),
         }
+    }
+
+    /// What has no page of its own was not written since it was last given back: it takes nothing and reads as zeros.
+    fn extents(&self, io: &Io, bytes: &mut [u8]) -> IoResult {
+        self.range(io.offset, io.len)?;
+        let mut answer = Answer::new(io, bytes)?;
+        let Some(pages) = self.pages.get_or_init(|| PageMap::open().ok()) else {
+            answer.add(io.len, State::empty());
+            return Ok(());
+        };
+        let looked = pages.look(&self.memory, io.offset, io.len.min(MOST_LOOKED_AT), |len, has_contents| {
+            answer.add(len, if has_contents { State::empty() } else { State::HOLE | State::ZERO })
+        });
+        looked.map_err(Errno::from)
     }
 
     /// Address of a range that is inside the disk.

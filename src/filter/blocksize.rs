@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::backend::{Backend, Queue, QueueContext, pass_on};
 use crate::error::{Error, Result};
 use crate::filter::notes;
+use crate::io::extents::narrow;
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
 use crate::port::scratch::Scratch;
@@ -214,11 +215,21 @@ impl<Q: Queue> Queue for BlocksizeQueue<Q> {
             Op::Read => self.read(finer, io, payload).await,
             Op::Discard => self.discard(finer, io, payload).await,
             Op::Write | Op::WriteZeroes => self.change(finer, io, payload).await,
+            Op::Extents => self.extents(finer, io, payload).await,
         }
     }
 }
 
 impl<Q: Queue> BlocksizeQueue<Q> {
+    /// Those of the whole blocks that the range touches, as far as they are in it.
+    async fn extents(&self, finer: &Finer, io: Io, mut payload: Payload<'_>) -> IoResult {
+        let first = finer.down(io.offset);
+        let below = Io { offset: first, len: finer.up(io.offset + io.len) - first, ..io };
+        self.below.serve(below, payload.part(0..payload.len())?).await?;
+        narrow(payload.bytes_mut()?, io.offset - first, io.len);
+        Ok(())
+    }
+
     async fn read(&self, finer: &Finer, io: Io, mut payload: Payload<'_>) -> IoResult {
         let end = io.offset + io.len;
         let mut start = io.offset;

@@ -240,7 +240,9 @@ fn line(text: &mut String, queue: u16, record: &Record) {
     if io.op != Op::Flush {
         let _ = write!(text, " offset={} len={}", io.offset, io.len);
     }
-    for (flag, name) in [(Flags::FUA, " fua"), (Flags::NO_UNMAP, " no-unmap")] {
+    for (flag, name) in
+        [(Flags::FUA, " fua"), (Flags::NO_UNMAP, " no-unmap"), (Flags::FAST_ZERO, " fast-zero")]
+    {
         if io.flags.contains(flag) {
             text.push_str(name);
         }

@@ -6,11 +6,15 @@ use std::task::Poll;
 
 use crate::backend::{Backend, Queue, QueueContext};
 use crate::error::{Error, Result};
+use crate::io::extents::{ANSWER_LEN, Answer, extents};
 use crate::io::{Capabilities, Errno, Geometry, Io, IoResult, Op};
 use crate::payload::{Lane, OPERATIONS_PER_SLOT, Payload};
 
 /// Most disks of a stripe: a slot has as many operations.
 pub const MOST_MEMBERS: usize = OPERATIONS_PER_SLOT;
+
+/// Chunks whose extents are asked for in one request.
+const CHUNKS_LOOKED_AT: usize = 64;
 
 /// Spreads a disk's chunks over several others.
 #[derive(Debug)]
@@ -187,6 +191,7 @@ impl<Q: Queue> Queue for StripeQueue<Q> {
         match io.op {
             Op::Read | Op::Write => self.spread(io, payload).await,
             Op::Flush | Op::Discard | Op::WriteZeroes => self.everywhere(io, payload).await,
+            Op::Extents => self.extents(io, payload).await,
         }
     }
 }
@@ -226,6 +231,35 @@ impl<Q: Queue> StripeQueue<Q> {
             Some(self.serve_share(member, io, Share::Whole(mine)))
         });
         join(shares).await
+    }
+
+    /// Asks for one chunk after the other, a few of them.
+    async fn extents(&self, io: Io, payload: Payload<'_>) -> IoResult {
+        let middle = ANSWER_LEN.min(payload.len() / 2);
+        let (mut ours, mut theirs) = payload.split_at(middle)?;
+        let mut answer = Answer::new(&io, ours.bytes_mut()?)?;
+        let Layout { chunk, .. } = self.layout;
+        let (mut at, end) = (io.offset, io.offset + io.len);
+        for _ in 0..CHUNKS_LOOKED_AT {
+            let number = self.layout.member(at);
+            let member = self.members.get(number as usize).ok_or(Errno::EINVAL)?;
+            let len = (chunk - at % chunk).min(end - at);
+            let below = Io { offset: self.layout.before(number, at), len, ..io };
+            let whole = theirs.part(0..theirs.len())?;
+            member.serve(below, whole).await?;
+            let next = at + len;
+            for extent in extents(theirs.bytes()?, len) {
+                if !answer.add(extent.len, extent.state) {
+                    return Ok(());
+                }
+                at += extent.len;
+            }
+            // An answer may end before its range does, and then so does ours.
+            if at != next || at == end {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn serve_share(&self, number: u64, io: Io, share: Share<'_>) -> IoResult {

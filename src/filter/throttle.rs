@@ -144,7 +144,7 @@ impl State {
     fn takes<'a>(&'a self, io: &Io) -> impl Iterator<Item = (&'a Bucket, u64)> + use<'a> {
         let (requests, bytes) = match io.op {
             Op::Read | Op::Write => (1, io.len),
-            Op::Discard | Op::WriteZeroes => (1, 0),
+            Op::Discard | Op::WriteZeroes | Op::Extents => (1, 0),
             Op::Flush => (0, 0),
         };
         let requests = self.requests.as_ref().map(|bucket| (bucket, requests));

@@ -32,7 +32,7 @@ pub struct QueueStats {
 /// What was done for requests of one kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpStats {
-    /// `read`, `write`, `flush`, `discard` or `write-zeroes`.
+    /// `read`, `write`, `flush`, `discard`, `write-zeroes` or `extents`.
     pub op: String,
     /// Requests completed, those that failed among them.
     pub requests: u64,

@@ -7,6 +7,10 @@ use super::wire::{
 };
 use super::{Broken, Export, MAX_NAME};
 
+mod agreed;
+
+use agreed::Agreed;
+
 /// Longest data of an option that are looked at: the longest name, and every kind of information some
 /// five hundred times over.
 const MAX_OPTION: u32 = 8 << 10;
@@ -57,6 +61,7 @@ pub struct Handshake {
     zeroes: bool,
     options: u32,
     to_send: Vec<u8>,
+    agreed: Agreed,
 }
 
 impl Default for Handshake {
@@ -72,7 +77,14 @@ impl Handshake {
         to_send.extend(INIT_MAGIC.to_be_bytes());
         to_send.extend(OPTION_MAGIC.to_be_bytes());
         to_send.extend((FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes());
-        Handshake { state: State::ClientFlags, fixed: false, zeroes: true, options: 0, to_send }
+        Handshake {
+            state: State::ClientFlags,
+            fixed: false,
+            zeroes: true,
+            options: 0,
+            to_send,
+            agreed: Agreed::default(),
+        }
     }
 
     /// What is to be said to the client; whoever sends it takes it out.
@@ -151,7 +163,7 @@ impl Handshake {
                 let found = std::str::from_utf8(data).ok().and_then(|name| find(exports, name));
                 let (index, export) = found.ok_or(Broken::NoSuchExport)?;
                 self.to_send.extend(export.size.to_be_bytes());
-                self.to_send.extend(export.flags.bits().to_be_bytes());
+                self.to_send.extend(self.flags_of(export).bits().to_be_bytes());
                 let zeroes = if self.zeroes { ZEROES } else { 0 };
                 self.to_send.extend(std::iter::repeat_n(0, zeroes));
                 Ok(Progress::Transmission(index))
@@ -165,7 +177,15 @@ impl Handshake {
                 Ok(Progress::Answered)
             }
             option::INFO | option::GO => Ok(self.info(option, data, exports)),
-            option::STARTTLS | option::STRUCTURED_REPLY if !data.is_empty() => {
+            option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
+                self.agree_on_headers(option, data);
+                Ok(Progress::Answered)
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.contexts(option, data, exports);
+                Ok(Progress::Answered)
+            }
+            option::STARTTLS if !data.is_empty() => {
                 self.refuse(option, reply::INVALID, "the option has no data");
                 Ok(Progress::Answered)
             }
@@ -206,7 +226,7 @@ impl Handshake {
         let asked = |kind: u16| asked.chunks_exact(2).any(|asked| u16_at(asked, 0) == kind);
         let mut data = info::EXPORT.to_be_bytes().to_vec();
         data.extend(export.size.to_be_bytes());
-        data.extend(export.flags.bits().to_be_bytes());
+        data.extend(self.flags_of(export).bits().to_be_bytes());
         self.reply(option, reply::INFO, &data);
         for (kind, text) in [(info::NAME, &export.name), (info::DESCRIPTION, &export.description)] {
             if asked(kind) && (kind == info::NAME || !text.is_empty()) {
@@ -264,9 +284,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::nbd::meta::Question;
     use crate::nbd::{BlockSizes, ExportFlags};
 
-    fn export(name: &str, size: u64) -> Export {
+    pub(super) fn export(name: &str, size: u64) -> Export {
         Export {
             name: name.into(),
             description: format!("about {name}"),
@@ -276,11 +297,11 @@ mod tests {
         }
     }
 
-    fn exports() -> Vec<Export> {
+    pub(super) fn exports() -> Vec<Export> {
         vec![export("disk", 1 << 20), export("other", 2 << 20)]
     }
 
-    fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    pub(super) fn option(number: u32, data: &[u8]) -> Vec<u8> {
         let mut bytes = OPTION_MAGIC.to_be_bytes().to_vec();
         bytes.extend(number.to_be_bytes());
         bytes.extend((data.len() as u32).to_be_bytes());
@@ -288,7 +309,7 @@ mod tests {
         bytes
     }
 
-    fn info_data(name: &str, kinds: &[u16]) -> Vec<u8> {
+    pub(super) fn info_data(name: &str, kinds: &[u16]) -> Vec<u8> {
         let mut data = (name.len() as u32).to_be_bytes().to_vec();
         data.extend(name.as_bytes());
         data.extend((kinds.len() as u16).to_be_bytes());
@@ -297,7 +318,7 @@ mod tests {
     }
 
     /// A handshake with these client flags behind it, and nothing to be said.
-    fn begun(flags: u32) -> Handshake {
+    pub(super) fn begun(flags: u32) -> Handshake {
         let mut handshake = Handshake::new();
         assert_eq!(handshake.to_send().split_off(0).len(), 18);
         let exports = exports();
@@ -306,7 +327,7 @@ mod tests {
     }
 
     /// The kinds of the replies to one option, and where the handshake stands then.
-    fn replies(handshake: &mut Handshake, bytes: &[u8]) -> (Vec<u32>, Progress) {
+    pub(super) fn replies(handshake: &mut Handshake, bytes: &[u8]) -> (Vec<u32>, Progress) {
         let (used, progress) = handshake.receive(bytes, &exports()).unwrap();
         assert_eq!(used, bytes.len());
         let said = handshake.to_send().split_off(0);
@@ -336,10 +357,11 @@ mod tests {
             (option(option::ABORT, &[]), vec![reply::ACK], Ended),
             (option(option::STARTTLS, &[]), vec![reply::UNSUPPORTED], Answered),
             (option(option::STARTTLS, b"x"), vec![reply::INVALID], Answered),
-            (option(option::STRUCTURED_REPLY, &[]), vec![reply::UNSUPPORTED], Answered),
-            (option(9, &[0; 12]), vec![reply::UNSUPPORTED], Answered),
-            (option(10, &[0; 12]), vec![reply::UNSUPPORTED], Answered),
-            (option(11, &[]), vec![reply::UNSUPPORTED], Answered),
+            (option(option::STRUCTURED_REPLY, &[]), vec![reply::ACK], Answered),
+            (option(option::EXTENDED_HEADERS, &[]), vec![reply::ACK], Answered),
+            (option(option::LIST_META_CONTEXT, &[0; 12]), vec![reply::INVALID], Answered),
+            (option(option::SET_META_CONTEXT, &[0; 12]), vec![reply::INVALID], Answered),
+            (option(4, &[]), vec![reply::UNSUPPORTED], Answered),
             (option(0xdead_beef, &[1; 100]), vec![reply::UNSUPPORTED], Answered),
             (option(0xdead_beef, &[1; 20_000]), vec![reply::TOO_BIG], Answered),
             (option(option::INFO, &wrong), vec![reply::INVALID], Answered),
@@ -434,12 +456,17 @@ mod tests {
 
     fn any_option() -> impl Strategy<Value = Vec<u8>> {
         let name = prop_oneof![Just("disk"), Just(""), Just("nowhere")];
+        let queries =
+            prop::collection::vec(prop_oneof![Just("base:allocation"), Just("base:"), Just("x")], 0..4);
+        let contexts = (9u32..11, name.clone(), queries)
+            .prop_map(|(number, name, queries)| option(number, &Question::encode(name, &queries)));
+        let headers = prop_oneof![Just(8u32), Just(11)].prop_map(|number| option(number, &[]));
         let info = (6u32..8, name, prop::collection::vec(0u16..6, 0..5))
             .prop_map(|(number, name, kinds)| option(number, &info_data(name, &kinds)));
         let any = (0u32..14, prop::collection::vec(any::<u8>(), 0..40))
             .prop_map(|(number, data)| option(number, &data));
         let long = (2u32..14, 8_000usize..9_000).prop_map(|(number, len)| option(number, &vec![7; len]));
-        prop_oneof![info, any, long]
+        prop_oneof![info, contexts, headers, any, long]
     }
 
     proptest! {

@@ -1,7 +1,14 @@
 //! The protocol's numbers, and the two messages that every read and write consists of. All numbers are
 //! big-endian.
+//!
+//! Both directions of each message are here, for the server, the client, and what tests them: whatever one
+//! of them builds the other reads, and no bytes make it panic.
 
 use crate::io::Errno;
+
+pub mod chunk;
+pub mod meta;
+pub mod status;
 
 /// "NBDMAGIC", the first eight bytes a server says.
 pub(super) const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -11,8 +18,14 @@ pub(super) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub(super) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Begins every request.
 pub(super) const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Begins every request with an extended header.
+pub(super) const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Begins every simple reply.
 pub(super) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// Begins every chunk of a structured reply.
+pub(super) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Begins every chunk with an extended header.
+pub(super) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Flags of the handshake: NBD_FLAG_FIXED_NEWSTYLE and NBD_FLAG_NO_ZEROES, of both sides.
 pub(super) const FIXED_NEWSTYLE: u16 = 1 << 0;
@@ -27,6 +40,9 @@ pub(super) mod option {
     pub const INFO: u32 = 6;
     pub const GO: u32 = 7;
     pub const STRUCTURED_REPLY: u32 = 8;
+    pub const LIST_META_CONTEXT: u32 = 9;
+    pub const SET_META_CONTEXT: u32 = 10;
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Replies to options, NBD_REP_*.
@@ -34,11 +50,13 @@ pub(super) mod reply {
     pub const ACK: u32 = 1;
     pub const SERVER: u32 = 2;
     pub const INFO: u32 = 3;
+    pub const META_CONTEXT: u32 = 4;
     const ERROR: u32 = 1 << 31;
     pub const UNSUPPORTED: u32 = ERROR | 1;
     pub const INVALID: u32 = ERROR | 3;
     pub const UNKNOWN: u32 = ERROR | 6;
     pub const TOO_BIG: u32 = ERROR | 9;
+    pub const EXTENDED_HEADERS_REQUIRED: u32 = ERROR | 10;
 }
 
 /// Kinds of information, NBD_INFO_*.
@@ -56,13 +74,31 @@ pub(super) mod command {
     pub const DISC: u16 = 2;
     pub const FLUSH: u16 = 3;
     pub const TRIM: u16 = 4;
+    pub const CACHE: u16 = 5;
     pub const WRITE_ZEROES: u16 = 6;
+    pub const BLOCK_STATUS: u16 = 7;
 }
 
 /// Flags of a command, NBD_CMD_FLAG_*.
 pub(super) mod command_flag {
     pub const FUA: u16 = 1 << 0;
     pub const NO_HOLE: u16 = 1 << 1;
+    pub const DF: u16 = 1 << 2;
+    pub const REQ_ONE: u16 = 1 << 3;
+    pub const FAST_ZERO: u16 = 1 << 4;
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
+}
+
+/// How the heads of requests and replies look, which the handshake settles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Headers {
+    /// One reply for each request: all that the kernel's client speaks.
+    #[default]
+    Simple,
+    /// Replies in chunks (NBD_OPT_STRUCTURED_REPLY).
+    Structured,
+    /// As structured, with lengths of 64 bits, in requests as well (NBD_OPT_EXTENDED_HEADERS).
+    Extended,
 }
 
 fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -100,36 +136,64 @@ pub struct Request {
     pub cookie: u64,
     /// First byte.
     pub offset: u64,
-    /// Number of bytes.
-    pub len: u32,
+    /// Number of bytes. No more than 32 bits of it fit into a head that is not extended.
+    pub len: u64,
 }
 
 impl Request {
     /// Bytes on the wire.
     pub const SIZE: usize = 28;
 
+    /// Bytes on the wire, of an extended header.
+    pub const EXTENDED_SIZE: usize = 32;
+
     /// Reads a head; `None` where it does not begin with the magic number.
     #[inline]
     pub fn decode(bytes: &[u8; Request::SIZE]) -> Option<Request> {
-        (u32_at(bytes, 0) == REQUEST_MAGIC).then(|| Request {
+        (u32_at(bytes, 0) == REQUEST_MAGIC).then(|| Request::after_magic(bytes, u64::from(u32_at(bytes, 24))))
+    }
+
+    /// As [`decode`](Self::decode), of an extended header.
+    #[inline]
+    pub fn decode_extended(bytes: &[u8; Request::EXTENDED_SIZE]) -> Option<Request> {
+        (u32_at(bytes, 0) == EXTENDED_REQUEST_MAGIC).then(|| Request::after_magic(bytes, u64_at(bytes, 24)))
+    }
+
+    #[inline]
+    fn after_magic(bytes: &[u8], len: u64) -> Request {
+        Request {
             flags: u16_at(bytes, 4),
             command: u16_at(bytes, 6),
             cookie: u64_at(bytes, 8),
             offset: u64_at(bytes, 16),
-            len: u32_at(bytes, 24),
-        })
+            len,
+        }
     }
 
-    /// The bytes on the wire.
+    /// The bytes on the wire. A length that does not fit becomes the longest that does, which no server
+    /// takes.
     pub fn encode(&self) -> [u8; Request::SIZE] {
         let mut bytes = [0; Request::SIZE];
-        bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        self.before_len(REQUEST_MAGIC, &mut bytes);
+        let len = u32::try_from(self.len).unwrap_or(u32::MAX);
+        bytes[24..28].copy_from_slice(&len.to_be_bytes());
+        bytes
+    }
+
+    /// The bytes on the wire, of an extended header.
+    pub fn encode_extended(&self) -> [u8; Request::EXTENDED_SIZE] {
+        let mut bytes = [0; Request::EXTENDED_SIZE];
+        self.before_len(EXTENDED_REQUEST_MAGIC, &mut bytes);
+        bytes[24..32].copy_from_slice(&self.len.to_be_bytes());
+        bytes
+    }
+
+    fn before_len(&self, magic: u32, bytes: &mut [u8]) {
+        bytes[0..4].copy_from_slice(&magic.to_be_bytes());
         bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
         bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
         bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
-        bytes[24..28].copy_from_slice(&self.len.to_be_bytes());
-        bytes
     }
 }
 
@@ -169,13 +233,14 @@ impl SimpleReply {
     }
 }
 
+const EOVERFLOW: i32 = 75;
+
 /// The protocol knows a few errors by the numbers they have on Linux; all others are EIO there. A
 /// disk that may not be written to is EPERM, and whatever says that there is no room ENOSPC. EOVERFLOW is
-/// known, but not in a simple reply, and is EINVAL.
+/// known, but not in a simple reply, and is EINVAL there.
 fn error_number(errno: Errno) -> u32 {
     const ENOMEM: i32 = 12;
     const EFBIG: i32 = 27;
-    const EOVERFLOW: i32 = 75;
     const ESHUTDOWN: i32 = 108;
     const EDQUOT: i32 = 122;
     let known = [
@@ -206,10 +271,12 @@ mod tests {
     proptest! {
         #[test]
         fn a_request_reads_back_as_it_was_written(
-            flags: u16, command: u16, cookie: u64, offset: u64, len: u32
+            flags: u16, command: u16, cookie: u64, offset: u64, len: u64
         ) {
             let request = Request { flags, command, cookie, offset, len };
-            prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+            prop_assert_eq!(Request::decode_extended(&request.encode_extended()), Some(request));
+            let short = Request { len: len & u64::from(u32::MAX), ..request };
+            prop_assert_eq!(Request::decode(&short.encode()), Some(short));
         }
 
         #[test]

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use blockhaus::backend::QueueContext;
 use blockhaus::error::Result;
+use blockhaus::io::extents::ANSWER_LEN;
 use blockhaus::io::{Flags, Io, IoResult, Op};
 use blockhaus::metrics::QueueMetrics;
 use blockhaus::port::remote::Remote;
@@ -38,7 +39,7 @@ impl Request {
     }
 }
 
-/// How a request ended, and what a read has read.
+/// How a request ended, and what a read has read, or the answer about extents.
 #[derive(Debug)]
 pub struct Ended {
     pub number: usize,
@@ -190,6 +191,7 @@ impl FrontEnd for TestFront<'_> {
     fn complete(&mut self, _ring: &Ring, io: &Io, result: IoResult) -> Result<()> {
         let data = match io.op {
             Op::Read => with_slot(self.buffers, io.slot, io.len as usize, |bytes| bytes.to_vec()),
+            Op::Extents => with_slot(self.buffers, io.slot, ANSWER_LEN, |bytes| bytes.to_vec()),
             _ => Vec::new(),
         };
         let number = self.numbers[usize::from(io.slot)];

@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use blockhaus::backend::{Backend, Queue, QueueContext};
 use blockhaus::error::Result;
+use blockhaus::io::extents::{Answer, State};
 use blockhaus::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use blockhaus::payload::Payload;
 
@@ -76,6 +77,7 @@ impl StrictQueue {
         assert!(io.offset + io.len <= geometry.size, "{io:?} on {} bytes", geometry.size);
         let needed = match io.op {
             Op::Read | Op::Flush => Capabilities::empty(),
+            Op::Extents => Capabilities::EXTENTS,
             Op::Write => Capabilities::WRITE,
             Op::Discard => Capabilities::WRITE | Capabilities::DISCARD,
             Op::WriteZeroes => Capabilities::WRITE | Capabilities::WRITE_ZEROES,
@@ -129,6 +131,22 @@ impl Queue for StrictQueue {
                 Op::Discard => {
                     let zeroes = self.0.capabilities.contains(Capabilities::DISCARD_ZEROES);
                     range.fill(if zeroes { 0 } else { DISCARDED });
+                }
+                Op::Extents => {
+                    // Block by block, and now and then not all of it.
+                    let mut answer = Answer::new(&io, payload.bytes_mut()?)?;
+                    let block = self.0.geometry.logical_block_size as usize;
+                    let most = 1 + shared.chance.load(Ordering::Relaxed) as usize % 50;
+                    for bytes in range.chunks(block).take(most) {
+                        let state = match bytes[0] {
+                            0 if bytes.iter().all(|&byte| byte == 0) => State::HOLE | State::ZERO,
+                            DISCARDED if bytes.iter().all(|&byte| byte == DISCARDED) => State::HOLE,
+                            _ => State::empty(),
+                        };
+                        if !answer.add(bytes.len() as u64, state) {
+                            break;
+                        }
+                    }
                 }
                 Op::Flush => {}
             }

@@ -113,7 +113,7 @@ fn long_ranges_are_cut_into_pieces_that_come_one_after_the_other() {
         client.ask(command, 10 * MIB, 100 * MIB as u32).unwrap();
         assert_eq!(open.asked(), [(op, 10 * MIB, 110 * MIB)]);
         // Long: one reply, one flush for FUA behind all of it.
-        let fua = Request { flags: 1, command, cookie: 42, offset: 100 * MIB, len: 700 * MIB as u32 };
+        let fua = Request { flags: 1, command, cookie: 42, offset: 100 * MIB, len: 700 * MIB };
         client.send(&fua.encode());
         assert_eq!(client.reply(), (42, 0));
         let pieces = [

@@ -1,10 +1,13 @@
 //! The NBD server with foreign clients, friendly and hostile: the real program, real sockets, the tools
 //! of Debian's packages. A tool that is missing is a failure, never a test that passes.
 
+mod allocation;
 mod backends;
+mod chunks;
 mod crowd;
 mod hostile;
 mod life;
+mod orders;
 mod raw;
 mod server;
 mod shared;

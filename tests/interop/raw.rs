@@ -7,14 +7,30 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use blockhaus::nbd::{Request, SimpleReply};
+use blockhaus::nbd::chunk::{self, Chunk, Failure, Hole, kind};
+use blockhaus::nbd::meta::{BASE_ALLOCATION, Question};
+use blockhaus::nbd::status::{Run, Status};
+use blockhaus::nbd::{Headers, Request, SimpleReply};
 
 pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;
 pub const DISC: u16 = 2;
 pub const FLUSH: u16 = 3;
 pub const TRIM: u16 = 4;
+pub const CACHE: u16 = 5;
 pub const WRITE_ZEROES: u16 = 6;
+pub const BLOCK_STATUS: u16 = 7;
+
+/// Flags of commands.
+pub const NO_HOLE: u16 = 1 << 1;
+pub const DF: u16 = 1 << 2;
+pub const REQ_ONE: u16 = 1 << 3;
+pub const FAST_ZERO: u16 = 1 << 4;
+pub const PAYLOAD_LEN: u16 = 1 << 5;
+
+pub const STRUCTURED_REPLY: u32 = 8;
+pub const SET_META_CONTEXT: u32 = 10;
+pub const EXTENDED_HEADERS: u32 = 11;
 
 pub const GO: u32 = 7;
 
@@ -42,7 +58,133 @@ pub fn go(name: &str) -> Vec<u8> {
 }
 
 pub fn request(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
-    Request { flags: 0, command, cookie, offset, len }.encode().to_vec()
+    Request { flags: 0, command, cookie, offset, len: u64::from(len) }.encode().to_vec()
+}
+
+/// What a request got in chunks, up to the last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    pub cookie: u64,
+    /// Data with their offsets, in the order in which they came.
+    pub data: Vec<(u64, Vec<u8>)>,
+    /// Offsets and lengths.
+    pub holes: Vec<(u64, u32)>,
+    pub runs: Vec<Run>,
+    pub error: u32,
+}
+
+impl Answer {
+    /// What a read of this range got; a byte that nothing was said of is 0xee.
+    pub fn bytes(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0xee; len];
+        for (at, data) in &self.data {
+            bytes[(at - offset) as usize..][..data.len()].copy_from_slice(data);
+        }
+        for &(at, len) in &self.holes {
+            bytes[(at - offset) as usize..][..len as usize].fill(0);
+        }
+        bytes
+    }
+}
+
+/// A request with a header of this kind.
+pub fn request_with(
+    headers: Headers,
+    flags: u16,
+    command: u16,
+    cookie: u64,
+    offset: u64,
+    len: u64,
+) -> Vec<u8> {
+    let request = Request { flags, command, cookie, offset, len };
+    match headers {
+        Headers::Extended => request.encode_extended().to_vec(),
+        _ => request.encode().to_vec(),
+    }
+}
+
+impl Client {
+    /// Connects and goes into transmission with the default export, with replies of this kind and base:allocation
+    /// where they can tell it.
+    pub fn transmitting_with(socket: &Path, headers: Headers) -> Client {
+        let mut client = Client::connect(socket);
+        client.send(&[0, 0, 0, 3]);
+        if headers != Headers::Simple {
+            let wanted = if headers == Headers::Extended { EXTENDED_HEADERS } else { STRUCTURED_REPLY };
+            client.send(&option(wanted, &[]));
+            assert_eq!(client.option_replies(), [1]);
+            client.send(&option(SET_META_CONTEXT, &Question::encode("", &[BASE_ALLOCATION])));
+            assert_eq!(client.option_replies(), [4, 1]);
+        }
+        client.send(&go(""));
+        assert_eq!(client.option_replies(), [3, 3, 1]);
+        client
+    }
+
+    /// The next chunk.
+    pub fn chunk(&mut self, headers: Headers) -> (Chunk, Vec<u8>) {
+        let head = self.receive(Chunk::size(headers));
+        let chunk = match headers {
+            Headers::Extended => Chunk::decode_extended(head[..].try_into().unwrap()),
+            _ => Chunk::decode(head[..].try_into().unwrap()),
+        };
+        let chunk = chunk.expect("a chunk");
+        assert!(chunk.len <= (32 << 20) + 8, "{chunk:?}");
+        let body = self.receive(chunk.len as usize);
+        (chunk, body)
+    }
+
+    /// The chunks of one request, up to the last; no other request's come between.
+    pub fn answer(&mut self, headers: Headers) -> Answer {
+        let mut answer = Answer::default();
+        for number in 0.. {
+            let (head, body) = self.chunk(headers);
+            assert!(number == 0 || answer.cookie == head.cookie, "{head:?} inside of {}", answer.cookie);
+            answer.cookie = head.cookie;
+            match head.kind {
+                kind::NONE => assert!(body.is_empty() && head.is_last()),
+                kind::OFFSET_DATA => {
+                    let (offset, data) = chunk::offset_data(&body).expect("data");
+                    answer.data.push((offset, data.to_vec()));
+                }
+                kind::OFFSET_HOLE => {
+                    let Hole { offset, len } = Hole::decode(&body).expect("a hole");
+                    answer.holes.push((offset, len));
+                }
+                kind::BLOCK_STATUS | kind::BLOCK_STATUS_EXT => {
+                    assert_eq!(head.kind == kind::BLOCK_STATUS_EXT, headers == Headers::Extended);
+                    let status = Status::decode(headers, &body).expect("a status");
+                    assert_eq!(status.context, 1);
+                    answer.runs.extend(status.runs());
+                }
+                kind => {
+                    let failure = Failure::decode(kind, &body).expect("an error");
+                    assert_ne!(failure.error, 0);
+                    answer.error = failure.error;
+                }
+            }
+            if head.is_last() {
+                break;
+            }
+        }
+        answer
+    }
+
+    /// A request without a payload, and its answer.
+    pub fn call(&mut self, headers: Headers, flags: u16, command: u16, offset: u64, len: u64) -> Answer {
+        self.send(&request_with(headers, flags, command, 42, offset, len));
+        let answer = self.answer(headers);
+        assert_eq!(answer.cookie, 42);
+        answer
+    }
+
+    /// A write, whose error is yielded.
+    pub fn put(&mut self, headers: Headers, offset: u64, bytes: &[u8]) -> u32 {
+        let flags = if headers == Headers::Extended { PAYLOAD_LEN } else { 0 };
+        self.send(&request_with(headers, flags, WRITE, 43, offset, bytes.len() as u64));
+        self.send(bytes);
+        self.answer(headers).error
+    }
 }
 
 impl Client {

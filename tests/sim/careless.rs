@@ -119,6 +119,7 @@ impl Queue for CarelessQueue {
             Op::Discard => self.discard(&io, &mut payload).await,
             Op::WriteZeroes if self.how == ZeroesLeaveData => Ok(()),
             Op::WriteZeroes => self.zero(&io, &mut payload).await,
+            Op::Extents => Err(Errno::EOPNOTSUPP),
         }
     }
 }

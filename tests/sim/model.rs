@@ -187,6 +187,22 @@ impl Model {
         Ok(())
     }
 
+    /// The answer to what was begun as a read, of which only this is known: these runs, as offsets and lengths on the
+    /// disk, read as zeros.
+    pub fn end_status(&mut self, number: u64, zeros: &[(u64, u64)]) -> Result<(), String> {
+        self.clock += 1;
+        let Some(pending) = self.pending.remove(&number) else { return Ok(()) };
+        for &(offset, len) in zeros {
+            let first = offset.div_ceil(self.block) as usize;
+            let last = ((offset + len) / self.block) as usize;
+            for number in first.max(pending.first)..last.min(pending.first + pending.count) {
+                observe(&mut self.blocks[number], pending.began..self.clock, Found::Zeros)
+                    .map_err(|why| format!("block {number} was told to be zeros: {why}"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The server is gone: what was on its way may have happened or not.
     pub fn killed(&mut self) {
         let writes: Vec<u64> = self.pending.keys().copied().collect();

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blockhaus::backend::blocking::BlockDevice;
+use blockhaus::io::extents::{Answer, State};
 use blockhaus::port::clock::{Duration, sleep};
 use blockhaus::port::sim::Random;
 
@@ -58,6 +59,21 @@ impl BlockDevice for Slow {
 
     fn can_discard(&self) -> bool {
         true
+    }
+
+    fn knows_extents(&self) -> bool {
+        true
+    }
+
+    fn extents(&self, offset: u64, len: u64, answer: &mut Answer<'_>) -> io::Result<()> {
+        self.with(offset, len as usize, |contents| {
+            for block in contents.chunks(self.block as usize) {
+                let is_zero = block[0] == 0 && block[1..] == block[..block.len() - 1];
+                if !answer.add(block.len() as u64, if is_zero { State::ZERO } else { State::empty() }) {
+                    return;
+                }
+            }
+        })
     }
 
     /// A discard may leave anything.

@@ -181,6 +181,17 @@ impl Workload {
         self.failure.get_or_insert(what);
     }
 
+    /// The answer to a read in whose place it was asked which runs are zeros: these are.
+    pub fn answer_status(&mut self, number: u64, zeros: &[(u64, u64)]) {
+        self.answers += 1;
+        self.delivered += 1;
+        if self.outstanding.remove(&number).is_some()
+            && let Err(why) = self.model.end_status(number, zeros)
+        {
+            self.failed(why);
+        }
+    }
+
     /// The answer to a request.
     pub fn answer(&mut self, number: u64, result: Result<Vec<u8>, i32>, delivered: bool) {
         self.answers += 1;

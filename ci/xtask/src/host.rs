@@ -54,6 +54,7 @@ pub const TO_INTEROPERATE: &[Need] = &[
     Need::new("nbdinfo", "libnbd-bin"),
     Need::new("nbdcopy", "libnbd-bin"),
     Need::new("qemu-io", "qemu-utils"),
+    Need::new("nbdkit", "nbdkit"),
     Need::new("fio", "fio"),
     Need::new("/usr/lib/python3/dist-packages/nbd.py", "python3-libnbd"),
     Need::new("/usr/lib/python3/dist-packages/prometheus_client/__init__.py", "python3-prometheus-client"),

@@ -58,7 +58,7 @@ impl Queue for WindowQueue {
             }
             Op::Flush => whole(self.ring.sync_data(self.file, &payload), 0).await,
             // Not among the capabilities above, so the kernel does without.
-            Op::Discard | Op::WriteZeroes => Err(Errno::EOPNOTSUPP),
+            Op::Discard | Op::WriteZeroes | Op::Extents => Err(Errno::EOPNOTSUPP),
         }
     }
 }

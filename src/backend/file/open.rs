@@ -4,9 +4,9 @@ use std::fs::{File as StdFile, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use super::{Created, Direct, File, Options};
+use super::{Created, Direct, File, Holes, Options};
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
 use crate::io::{Capabilities, Errno, Geometry, SegmentLimits};
@@ -106,8 +106,16 @@ pub(super) fn open(options: &Options) -> Result<File> {
         segments: segment_limits(&metadata).filter(|_| is_limited),
         ..Geometry::plain(size)
     };
+    if kind == FileKind::Regular {
+        capabilities |= Capabilities::EXTENTS;
+    }
+    if direct.is_none() {
+        capabilities |= Capabilities::READ_CACHE;
+    }
     let created = Mutex::new(created);
-    Ok(File { file, path: path.to_path_buf(), geometry, capabilities, notes, created })
+    let file = Arc::new(file);
+    let holes = Arc::new(Holes::new(file.clone(), logical_block_size));
+    Ok(File { file, holes, path: path.to_path_buf(), geometry, capabilities, notes, created })
 }
 
 /// Longest request that the disk below takes whole, in bytes.

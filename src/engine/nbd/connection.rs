@@ -4,7 +4,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::desk::Place;
+use super::pool::Request;
+use crate::io::IoResult;
+use crate::nbd::replies::{To, longest};
 use crate::nbd::transmission::{Incoming, Wanted};
+use crate::nbd::{Headers, SimpleReply};
 use crate::port::clock::Deadline;
 use crate::port::stream::{Buffer, Socket};
 
@@ -58,8 +62,10 @@ pub(super) struct LongReply {
     /// The slot that comes next, and how much of it was sent.
     pub slot: u16,
     pub sent_of_slot: u32,
-    /// Bytes of the request that were sent.
+    /// Bytes of the request that were sent, or told to be a hole.
     pub sent: u32,
+    /// Up to where the client was told that data come.
+    pub announced: u32,
 }
 
 /// One connection.
@@ -68,6 +74,9 @@ pub(super) struct Connection {
     pub socket: Rc<Socket>,
     pub state: State,
     pub incoming: Incoming,
+    pub headers: Headers,
+    /// Bytes in the buffer that is sent next which are set aside for each request: its reply, or the head of it.
+    pub reply_room: usize,
     /// Not here while something is received into it.
     pub received: Option<Buffer>,
     pub receiving: Busy,
@@ -119,6 +128,8 @@ impl Connection {
         Connection {
             socket: Rc::new(socket),
             state: State::Open,
+            headers: incoming.headers(),
+            reply_room: longest(incoming.headers()),
             incoming,
             received: Some(buffer),
             receiving: Busy::No,
@@ -142,6 +153,27 @@ impl Connection {
             is_touched: false,
             _place: place,
         }
+    }
+
+    /// Where a reply to a request goes.
+    #[inline]
+    pub fn to(&self, request: &Request) -> To {
+        To { headers: self.headers, cookie: request.cookie, offset: request.offset }
+    }
+
+    /// Adds a reply without data, for which there is room.
+    #[inline]
+    pub fn add_ended(&mut self, cookie: u64, offset: u64, result: IoResult) {
+        match self.headers {
+            Headers::Simple => self.to_send.add(&SimpleReply::new(cookie, result).encode()),
+            headers => self.to_send.add(To { headers, cookie, offset }.ended(result).bytes()),
+        };
+    }
+
+    /// Whether, with so many bytes more, there is still the room that was set aside.
+    #[inline]
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.to_send.room() >= bytes + self.reply_room * usize::from(self.requests)
     }
 
     /// Its payload has a slot, which is free again as soon as the piece has come and is written.

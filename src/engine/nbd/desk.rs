@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::nbd::Settled;
 use crate::port::remote::Remote;
 use crate::port::stream::Socket;
 
@@ -36,6 +37,8 @@ pub(super) struct Guest {
     /// What it sent right behind its choice.
     pub received: Vec<u8>,
     pub place: Place,
+    /// What was settled with it.
+    pub settled: Settled,
 }
 
 /// One queue's desk.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::catalogue::{Catalogue, Choice, Listing};
 use super::desk::{Guest, Place};
+use crate::nbd::Settled;
 use crate::nbd::handshake::{Handshake, Progress};
 use crate::port::clock::{self, Deadline, Duration};
 use crate::port::socket::poll;
@@ -61,6 +62,8 @@ struct Visitor {
     has_more: bool,
     /// Where it goes when it has heard everything.
     leaves: Option<Leaves>,
+    /// What was settled for there.
+    settled: Settled,
 }
 
 enum Leaves {
@@ -132,6 +135,7 @@ impl Door {
                     until: Deadline::after(HANDSHAKE),
                     has_more: false,
                     leaves: None,
+                    settled: Settled::default(),
                 });
             }
         }
@@ -154,8 +158,8 @@ fn visit(visitors: &mut Vec<Visitor>, listing: &Listing) -> bool {
             }
             Visit::Chose(choice) => {
                 moved = true;
-                let Visitor { socket, place, received, .. } = visitors.remove(at);
-                hand_over(&choice, Guest { socket, received, place });
+                let Visitor { socket, place, received, settled, .. } = visitors.remove(at);
+                hand_over(&choice, Guest { socket, received, place, settled });
             }
         }
     }
@@ -214,10 +218,12 @@ impl Visitor {
                             Err(_) => return Visit::Gone,
                         },
                         Progress::Answered => messages += 1,
-                        Progress::Transmission(export) => match listing.choices.get(export) {
-                            Some(choice) => self.leaves = Some(Leaves::For(choice.clone())),
-                            None => return Visit::Gone,
-                        },
+                        Progress::Transmission(number) => {
+                            let chosen = listing.exports.get(number).zip(listing.choices.get(number));
+                            let Some((export, choice)) = chosen else { return Visit::Gone };
+                            self.settled = self.handshake.settled(export);
+                            self.leaves = Some(Leaves::For(choice.clone()));
+                        }
                         Progress::Ended => self.leaves = Some(Leaves::ForGood),
                     }
                 }

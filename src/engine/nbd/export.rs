@@ -48,12 +48,15 @@ pub(super) fn describe(name: &str, description: &str, stack: &dyn Stack) -> Resu
 fn flags(capabilities: Capabilities) -> ExportFlags {
     let mut flags = ExportFlags::HAS_FLAGS | ExportFlags::SEND_FLUSH | ExportFlags::CAN_MULTI_CONN;
     let writable = capabilities.contains(Capabilities::WRITE);
+    // Where one of them means nothing, the handshake does not tell it.
+    flags |= ExportFlags::SEND_DF | ExportFlags::BLOCK_STATUS_PAYLOAD | ExportFlags::SEND_CACHE;
     flags.set(ExportFlags::READ_ONLY, !writable);
     flags.set(ExportFlags::ROTATIONAL, capabilities.contains(Capabilities::ROTATIONAL));
     if writable {
         flags |= ExportFlags::SEND_FUA;
         flags.set(ExportFlags::SEND_TRIM, capabilities.contains(Capabilities::DISCARD));
-        flags.set(ExportFlags::SEND_WRITE_ZEROES, capabilities.contains(Capabilities::WRITE_ZEROES));
+        let zeroes = ExportFlags::SEND_WRITE_ZEROES | ExportFlags::SEND_FAST_ZERO;
+        flags.set(zeroes, capabilities.contains(Capabilities::WRITE_ZEROES));
     }
     flags
 }

@@ -13,8 +13,8 @@ use super::desk::{Desk, Guest};
 use super::pool::{Pool, Request};
 use crate::error::{Error, Result};
 use crate::io::{Capabilities, Flags, Io, IoResult, Op};
-use crate::nbd::SimpleReply;
-use crate::nbd::transmission::{Event, Incoming, Rules, Wanted};
+use crate::nbd::Headers;
+use crate::nbd::transmission::{Event, Incoming, Reply, Rules, Wanted};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::ring::{Completion, Ring};
 use crate::queue::{Arrival, Buffers, FrontEnd};
@@ -37,6 +37,10 @@ pub(super) struct Front<'a> {
     rules: Rules,
     /// The disk loses what it was told unless it is flushed, and knows no FUA.
     flush_for_fua: bool,
+    /// The disk knows which runs of it take space; else all is data.
+    knows_extents: bool,
+    /// To read what nobody gets fills a cache; else there is nothing to be done for it.
+    has_read_cache: bool,
     /// Requests to be in service at once.
     depth: usize,
     in_service: usize,
@@ -92,6 +96,8 @@ impl<'a> Front<'a> {
             rules,
             flush_for_fua: capabilities.contains(Capabilities::VOLATILE_CACHE)
                 && !capabilities.contains(Capabilities::FUA),
+            knows_extents: capabilities.contains(Capabilities::EXTENTS),
+            has_read_cache: capabilities.contains(Capabilities::READ_CACHE),
             depth: usize::from(sizes.depth),
             in_service: 0,
             pool: Pool::new(sizes.slots, requests),
@@ -151,7 +157,7 @@ impl<'a> Front<'a> {
     fn welcome(&mut self, guest: Guest) {
         let free = self.connections.iter().position(Option::is_none);
         let (false, Some(index)) = (self.closing, free) else { return self.desk.gone() };
-        let incoming = Incoming::new(self.rules);
+        let incoming = Incoming::new(self.rules, guest.settled);
         // A reply that is late holds a slot.
         let most_late = self.slots as u16;
         let connection = Connection::new(guest.socket, &guest.received, incoming, guest.place, most_late);
@@ -352,7 +358,7 @@ impl FrontEnd for Front<'_> {
         let request = self.pool.request(number);
         request.error = request.error.or(result.err());
         request.pending -= 1;
-        if !request.whole && matches!(request.op, Op::Discard | Op::WriteZeroes) {
+        if !request.whole && request.is_range() {
             self.next_range(number, io.slot);
         }
         let request = self.pool.request(number);

@@ -1,6 +1,7 @@
 //! The slots of a queue, and the requests that hold them.
 
 use crate::io::{Errno, Flags, Op};
+use crate::nbd::transmission::{Reply, Wanted};
 
 /// No slot.
 const NONE: u16 = u16::MAX;
@@ -14,12 +15,14 @@ pub(super) struct Request {
     pub cookie: u64,
     pub op: Op,
     pub flags: Flags,
+    /// What the client gets.
+    pub reply: Reply,
     pub offset: u64,
-    pub len: u32,
+    pub len: u64,
     /// The first error of its pieces.
     pub error: Option<Errno>,
     /// Bytes whose pieces were begun, where these go one after the other.
-    pub begun: u32,
+    pub begun: u64,
     /// Pieces that are in service.
     pub pending: u16,
     /// Every piece has been begun.
@@ -33,12 +36,14 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub fn new(connection: u16, cookie: u64, op: Op, flags: Flags, offset: u64, len: u32) -> Request {
+    pub fn new(connection: u16, wanted: &Wanted) -> Request {
+        let Wanted { op, flags, reply, offset, len, cookie } = *wanted;
         Request {
             connection,
             cookie,
             op,
             flags,
+            reply,
             offset,
             len,
             error: None,
@@ -49,6 +54,21 @@ impl Request {
             abandoned: false,
             first_slot: NONE,
             last_slot: NONE,
+        }
+    }
+
+    /// Its pieces go one after the other, in one slot: nobody gets the data, of which there may be any number of bytes.
+    #[inline]
+    pub fn is_range(&self) -> bool {
+        matches!(self.op, Op::Discard | Op::WriteZeroes) || (self.op == Op::Read && self.reply == Reply::Done)
+    }
+
+    /// Bytes of data that the reply carries; no more than the longest payload, which is far below 4 GiB.
+    #[inline]
+    pub fn data_len(&self) -> u32 {
+        match (self.reply, self.error) {
+            (Reply::Data | Reply::DataInOne, None) => self.len as u32,
+            _ => 0,
         }
     }
 }
@@ -71,7 +91,9 @@ pub(super) struct Pool {
 
 impl Pool {
     pub fn new(slots: u16, requests: u16) -> Pool {
-        let none = Request::new(NONE, 0, Op::Flush, Flags::empty(), 0, 0);
+        let none =
+            Wanted { op: Op::Flush, flags: Flags::empty(), reply: Reply::Done, offset: 0, len: 0, cookie: 0 };
+        let none = Request::new(NONE, &none);
         Pool {
             slots: vec![Slot { request: NONE, next: NONE }; usize::from(slots)].into(),
             free_slots: (0..slots).rev().collect(),
@@ -171,7 +193,8 @@ mod tests {
     use super::*;
 
     fn request() -> Request {
-        Request::new(0, 1, Op::Read, Flags::empty(), 0, 512)
+        let (flags, reply) = (Flags::empty(), Reply::Data);
+        Request::new(0, &Wanted { op: Op::Read, flags, reply, offset: 0, len: 512, cookie: 1 })
     }
 
     fn slots_of(pool: &Pool, number: u16) -> Vec<u16> {

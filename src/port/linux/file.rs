@@ -6,6 +6,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Whence;
+
 use crate::port::memory::{HugePages, Mapping};
 
 /// How a file is opened.
@@ -151,6 +153,38 @@ fn fallocate_at(file: &File, mode: i32, offset: u64) -> bool {
     let Ok(offset) = i64::try_from(offset) else { return false };
     // SAFETY: plain numbers and an open descriptor.
     unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, 4096) == 0 }
+}
+
+/// A part of a file that has data throughout, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// It has data; else it is a hole, which reads as zeros.
+    pub is_data: bool,
+    /// Where it ends; beyond the end of the file for its last hole.
+    pub end: u64,
+}
+
+/// The run that byte `offset` of a regular file is in, by SEEK_DATA and SEEK_HOLE of lseek(2), which moves the
+/// descriptor's position. A file system that does not know says that all is data.
+pub fn run_at(file: &File, offset: u64) -> io::Result<Run> {
+    let seek = |whence| {
+        let at = i64::try_from(offset).map_err(|_| nix::Error::EINVAL)?;
+        nix::unistd::lseek(file, at, whence).map(|found| u64::try_from(found).unwrap_or(offset))
+    };
+    let data = Run { is_data: true, end: u64::MAX };
+    match seek(Whence::SeekData) {
+        Ok(start) if start > offset => Ok(Run { is_data: false, end: start }),
+        Ok(_) => match seek(Whence::SeekHole) {
+            Ok(end) if end > offset => Ok(Run { is_data: true, end }),
+            // It was punched meanwhile.
+            Ok(_) => Ok(Run { is_data: true, end: offset + 1 }),
+            Err(nix::Error::EINVAL | nix::Error::EOPNOTSUPP) => Ok(data),
+            Err(error) => Err(error.into()),
+        },
+        Err(nix::Error::ENXIO) => Ok(Run { is_data: false, end: u64::MAX }),
+        Err(nix::Error::EINVAL | nix::Error::EOPNOTSUPP) => Ok(data),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Logical and physical block size of a block device.

@@ -10,6 +10,7 @@ use super::random::Random;
 use super::schedule::Event;
 use super::ublk::Memory;
 use super::world::{Bug, State};
+use crate::port::linux::file::Run;
 use crate::port::ring::{AllocateMode, Entry, Token};
 
 /// What a disk is.
@@ -120,6 +121,19 @@ impl Disk {
             }
         }
         bytes
+    }
+
+    /// Which part of the disk a byte is in: one of contents, or one that was never written or is zeros since.
+    pub fn run_at(&self, offset: u64) -> Run {
+        let first = offset as usize / self.sector();
+        let is_data = |sector: usize| {
+            let versions = self.sectors.get(sector);
+            versions.and_then(|versions| versions.last()).is_some_and(|version| version.bytes.is_some())
+        };
+        let is_first_data = is_data(first);
+        let last = (first..self.sectors.len()).find(|&sector| is_data(sector) != is_first_data);
+        let end = last.map_or(self.shape.size, |sector| (sector * self.sector()) as u64);
+        Run { is_data: is_first_data, end }
     }
 
     /// Writes whole sectors; no bytes stand for zeros. Durable ones replace all that was there.

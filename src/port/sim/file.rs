@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 pub use crate::port::linux::file::{
-    DirectAlignment, FileKind, How, block_sizes, kind, queue_limit, size, splits_requests, try_lock,
+    DirectAlignment, FileKind, How, Run, block_sizes, kind, queue_limit, size, splits_requests, try_lock,
 };
 
 use super::current;
@@ -118,6 +118,19 @@ pub fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment>> {
 pub fn can_punch_holes(file: &File, end: u64) -> bool {
     disk(file, |state, disk| state.disks[disk].shape().punches)
         .unwrap_or_else(|| linux::can_punch_holes(file, end))
+}
+
+/// As [`linux::run_at`].
+pub fn run_at(file: &File, offset: u64) -> io::Result<Run> {
+    match disk(file, |_, disk| disk) {
+        None => linux::run_at(file, offset),
+        Some(disk) => {
+            super::clock::sleep(std::time::Duration::from_micros(20));
+            let handle = current().ok_or(io::ErrorKind::Interrupted)?;
+            let state = handle.alive().ok_or(io::ErrorKind::Interrupted)?;
+            Ok(state.disks[disk].run_at(offset))
+        }
+    }
 }
 
 /// As [`linux::sync_data`]. Everything that was written before is durable afterwards.

@@ -1,6 +1,7 @@
 //! Requests out of what a connection has received.
 
 use super::*;
+use crate::io::extents::{self, Extent};
 
 /// What is left of a piece of payload when it is received right into its slot, past the buffer: so
 /// much that a copy costs more than a receive of its own.
@@ -8,7 +9,7 @@ const IN_PLACE: usize = 32 << 10;
 
 /// Longest range that is discarded or written with zeros as one piece, and what all pieces but the first
 /// begin at a multiple of: a disk may take its time over a request of 4 GiB, and others wait for it.
-const RANGE: u32 = 256 << 20;
+const RANGE: u64 = 256 << 20;
 
 impl Front<'_> {
     /// Looks at the next message of a connection.
@@ -24,7 +25,7 @@ impl Front<'_> {
             return self.begin(index, wanted);
         }
         // Room for a reply without data is set aside for each request, so that none ever waits for it.
-        if connection.to_send.room() < SimpleReply::SIZE * (usize::from(connection.requests) + 1) {
+        if !connection.has_room(connection.reply_room) {
             connection.waits_for_room = true;
             return Ok(Step::Done);
         }
@@ -43,8 +44,8 @@ impl Front<'_> {
                 self.leave(index, State::Draining);
                 Ok(Step::Done)
             }
-            Event::Refused { cookie, errno } => {
-                connection.to_send.add(&SimpleReply::new(cookie, Err(errno)).encode());
+            Event::Refused { cookie, offset, errno } => {
+                connection.add_ended(cookie, offset, Err(errno));
                 self.touch(index);
                 Ok(Step::Again)
             }
@@ -54,11 +55,15 @@ impl Front<'_> {
 
     /// Begins a request, or parks it where there are no slots for it.
     fn begin(&mut self, index: u16, wanted: Wanted) -> Result<Step> {
-        let Wanted { op, flags, offset, len, cookie } = wanted;
+        let Wanted { op, flags, reply, offset, len, .. } = wanted;
+        let is_data = matches!(reply, Reply::Data | Reply::DataInOne);
+        if op == Op::Extents && !self.knows_extents || op == Op::Read && !is_data && !self.has_read_cache {
+            return Ok(self.answer_at_once(index, &wanted));
+        }
         let slots = match op {
             Op::Write => 0,
-            Op::Read => (len as usize).div_ceil(self.buffers.slot_size()),
-            Op::Flush | Op::Discard | Op::WriteZeroes => 1,
+            Op::Read if is_data => (len as usize).div_ceil(self.buffers.slot_size()),
+            Op::Read | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Extents => 1,
         };
         if let Some(wait) = self.wait_for(index, slots) {
             if let Some(connection) = self.connection(index) {
@@ -70,9 +75,9 @@ impl Front<'_> {
         // A discard knows no FUA of its own.
         let flush_after = fua && (self.flush_for_fua || op == Op::Discard);
         let flags = if self.flush_for_fua || op == Op::Discard { flags - Flags::FUA } else { flags };
-        let mut request = Request::new(index, cookie, op, flags, offset, len);
+        let mut request = Request::new(index, &Wanted { flags, ..wanted });
         request.flush_after = flush_after;
-        request.whole = matches!(op, Op::Read | Op::Flush);
+        request.whole = !request.is_range() && op != Op::Write;
         let Some(number) = self.pool.begin(request) else {
             if let Some(connection) = self.connection(index) {
                 connection.parked = Some(wanted);
@@ -85,20 +90,37 @@ impl Front<'_> {
                 connection.payload = Some(Payload { request: number, start: 0, filled: 0, slot: None });
             }
         }
-        if op == Op::Read {
-            let piece = self.buffers.slot_size() as u32;
+        if is_data {
+            let piece = self.buffers.slot_size() as u64;
             for at in (0..len).step_by(piece as usize) {
-                let (offset, len) = (offset + u64::from(at), u64::from(piece.min(len - at)));
+                let (offset, len) = (offset + at, piece.min(len - at));
                 self.serve(index, number, |slot| Io { op, flags, offset, len, slot });
             }
-        } else if op == Op::Flush {
-            self.serve(index, number, |slot| Io { op, flags, offset, len: 0, slot });
+        } else if matches!(op, Op::Flush | Op::Extents) {
+            self.serve(index, number, |slot| Io { op, flags, offset, len, slot });
         } else if op != Op::Write
             && let Some(slot) = self.slot_for(index, number)
         {
             self.next_range(number, slot);
         }
         Ok(Step::Again)
+    }
+
+    /// Answers what there is nothing to be done for: the disk has no cache to be filled, or does not know its extents, and
+    /// then all is data.
+    fn answer_at_once(&mut self, index: u16, wanted: &Wanted) -> Step {
+        if let Some(connection) = self.connection(index) {
+            if wanted.op == Op::Extents {
+                let to = connection.to(&Request::new(index, wanted));
+                let all = Extent { len: wanted.len, state: extents::State::empty() };
+                connection.to_send.add(to.status(1).bytes());
+                connection.to_send.add(to.run(all).bytes());
+            } else {
+                connection.add_ended(wanted.cookie, wanted.offset, Ok(()));
+            }
+            self.touch(index);
+        }
+        Step::Again
     }
 
     /// Lets the next piece of a range be served, in the slot of the one before it. There is none after an
@@ -112,13 +134,13 @@ impl Front<'_> {
             request.whole = true;
             return;
         }
-        let offset = offset + u64::from(begun);
-        let to_multiple = RANGE - (offset % u64::from(RANGE)) as u32;
-        let piece = to_multiple.min(len - begun);
+        let offset = offset + begun;
+        let longest = if op == Op::Read { self.buffers.slot_size() as u64 } else { RANGE };
+        let piece = (longest - offset % longest).min(len - begun);
         request.begun += piece;
         request.whole = request.begun == len;
         request.pending += 1;
-        self.ready.push_back(Io { op, flags, offset, len: u64::from(piece), slot });
+        self.ready.push_back(Io { op, flags, offset, len: piece, slot });
     }
 
     /// Gives a request a slot, of which there is one, and lets it be served.
@@ -158,6 +180,8 @@ impl Front<'_> {
     fn take_payload(&mut self, ring: &Ring, index: u16, mut payload: Payload) -> Result<Step> {
         let slot_size = self.buffers.slot_size() as u32;
         let Request { op, flags, offset, len, .. } = *self.pool.request(payload.request);
+        // No longer than the longest payload.
+        let len = len as u32;
         loop {
             let piece = slot_size.min(len - payload.start);
             let Some(slot) = payload.slot else {

@@ -303,6 +303,7 @@ fn descriptor(request: &Request, mut flags: IoFlags, address: u64) -> [u8; DESCR
         Op::Flush => op::FLUSH,
         Op::Discard => op::DISCARD,
         Op::WriteZeroes => op::WRITE_ZEROES,
+        Op::Extents => unreachable!("the kernel does not ask for extents"),
     };
     flags.set(IoFlags::FUA, request.flags.contains(Flags::FUA));
     flags.set(IoFlags::NOUNMAP, request.flags.contains(Flags::NO_UNMAP));
