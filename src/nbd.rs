@@ -90,6 +90,12 @@ pub enum Broken {
     /// EXPORT_NAME, which cannot be answered with an error, names what is not there.
     #[error("there is no export of the name that was asked for")]
     NoSuchExport,
+    /// EXPORT_NAME before STARTTLS, where there is nothing without TLS.
+    #[error("the client names an export without TLS, which this server requires")]
+    TlsRequired,
+    /// Bytes that somebody put behind STARTTLS without waiting for its acknowledgement.
+    #[error("there are bytes behind STARTTLS that are not encrypted")]
+    BehindStartTls,
     /// More options than any client has a use for.
     #[error("the handshake has too many options")]
     TooManyOptions,

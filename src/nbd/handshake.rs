@@ -7,6 +7,12 @@ use super::wire::{
 };
 use super::{Broken, Export, MAX_NAME};
 
+mod starttls;
+
+pub use starttls::TlsPolicy;
+
+use starttls::Security;
+
 /// Longest data of an option that are looked at: the longest name, and every kind of information some
 /// five hundred times over.
 const MAX_OPTION: u32 = 8 << 10;
@@ -34,6 +40,8 @@ pub enum Progress {
     Answered,
     /// What is to be said is to be sent, and then transmission begins with the export of this index.
     Transmission(usize),
+    /// What is to be said is to be sent, and then TLS begins; what is received next was encrypted.
+    StartTls,
     /// What is to be said is to be sent, and then the connection is over.
     Ended,
 }
@@ -57,6 +65,7 @@ pub struct Handshake {
     zeroes: bool,
     options: u32,
     to_send: Vec<u8>,
+    security: Security,
 }
 
 impl Default for Handshake {
@@ -72,7 +81,14 @@ impl Handshake {
         to_send.extend(INIT_MAGIC.to_be_bytes());
         to_send.extend(OPTION_MAGIC.to_be_bytes());
         to_send.extend((FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes());
-        Handshake { state: State::ClientFlags, fixed: false, zeroes: true, options: 0, to_send }
+        Handshake {
+            state: State::ClientFlags,
+            fixed: false,
+            zeroes: true,
+            options: 0,
+            to_send,
+            security: Security::OFF,
+        }
     }
 
     /// What is to be said to the client; whoever sends it takes it out.
@@ -130,7 +146,11 @@ impl Handshake {
             let (used, progress) = self.skip(option, len, &bytes[OPTION_HEAD..]);
             return Ok((OPTION_HEAD + used, progress));
         }
-        Ok((end, self.answer(option, &bytes[OPTION_HEAD..end], exports)?))
+        let data = &bytes[OPTION_HEAD..end];
+        if let Some(progress) = self.secure(option, data, bytes.len() - end)? {
+            return Ok((end, progress));
+        }
+        Ok((end, self.answer(option, data, exports)?))
     }
 
     fn skip(&mut self, option: u32, left: u32, bytes: &[u8]) -> (usize, Progress) {
@@ -141,7 +161,10 @@ impl Handshake {
             return (here, Progress::Incomplete);
         }
         self.state = State::Option;
-        self.refuse(option, reply::TOO_BIG, "the option is too long");
+        match self.security.keeps_back(option) {
+            true => self.refuse_for_tls(option),
+            false => self.refuse(option, reply::TOO_BIG, "the option is too long"),
+        }
         (here, Progress::Answered)
     }
 
@@ -276,11 +299,11 @@ mod tests {
         }
     }
 
-    fn exports() -> Vec<Export> {
+    pub(super) fn exports() -> Vec<Export> {
         vec![export("disk", 1 << 20), export("other", 2 << 20)]
     }
 
-    fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    pub(super) fn option(number: u32, data: &[u8]) -> Vec<u8> {
         let mut bytes = OPTION_MAGIC.to_be_bytes().to_vec();
         bytes.extend(number.to_be_bytes());
         bytes.extend((data.len() as u32).to_be_bytes());
@@ -288,7 +311,7 @@ mod tests {
         bytes
     }
 
-    fn info_data(name: &str, kinds: &[u16]) -> Vec<u8> {
+    pub(super) fn info_data(name: &str, kinds: &[u16]) -> Vec<u8> {
         let mut data = (name.len() as u32).to_be_bytes().to_vec();
         data.extend(name.as_bytes());
         data.extend((kinds.len() as u16).to_be_bytes());
@@ -306,7 +329,7 @@ mod tests {
     }
 
     /// The kinds of the replies to one option, and where the handshake stands then.
-    fn replies(handshake: &mut Handshake, bytes: &[u8]) -> (Vec<u32>, Progress) {
+    pub(super) fn replies(handshake: &mut Handshake, bytes: &[u8]) -> (Vec<u32>, Progress) {
         let (used, progress) = handshake.receive(bytes, &exports()).unwrap();
         assert_eq!(used, bytes.len());
         let said = handshake.to_send().split_off(0);

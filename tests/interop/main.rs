@@ -2,11 +2,16 @@
 //! of Debian's packages. A tool that is missing is a failure, never a test that passes.
 
 mod backends;
+mod budget;
+#[path = "../harness/certificates.rs"]
+mod certificates;
 mod crowd;
+mod entrance;
 mod hostile;
 mod life;
 mod raw;
 mod server;
 mod shared;
+mod tls;
 mod tools;
 mod up;

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::server::{Server, folder, specs};
 
 /// Runs a tool of a package; it must succeed, and what it prints is returned.
-fn tool(package: &str, program: &str, arguments: &[&str], folder: &Path) -> String {
+pub fn tool(package: &str, program: &str, arguments: &[&str], folder: &Path) -> String {
     let output = Command::new("timeout").arg("120").arg(program).args(arguments).current_dir(folder).output();
     let output = output.expect("timeout(1) is there");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -18,7 +18,7 @@ fn tool(package: &str, program: &str, arguments: &[&str], folder: &Path) -> Stri
 }
 
 /// As [`tool`], for one that must fail; returns what it says.
-fn refused(package: &str, program: &str, arguments: &[&str], folder: &Path) -> String {
+pub fn refused(package: &str, program: &str, arguments: &[&str], folder: &Path) -> String {
     let output = Command::new("timeout").arg("120").arg(program).args(arguments).current_dir(folder).output();
     let output = output.expect("timeout(1) is there");
     assert_ne!(output.status.code(), Some(127), "there is no {program}: apt-get install {package}");
