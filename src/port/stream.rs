@@ -17,7 +17,7 @@ use super::ring::{Entry, Ring, Token};
 use crate::io::Errno;
 use crate::payload::Payload;
 
-pub use super::linux::stream::{Listener, Socket, UnixSocketFile};
+pub use super::linux::stream::{Listener, Place, Socket, UnixSocketFile};
 
 /// Memory with bytes in it: received and not yet looked at, or written and not yet sent.
 #[derive(Debug)]
@@ -300,6 +300,11 @@ impl Socket {
     /// The other side gets all that was sent, and then the end of the stream; it can still send.
     pub fn stop_sending(&self) {
         self.shut_down(Shutdown::Write);
+    }
+
+    /// Nothing more is received; the other side of a pair, where it goes on sending, hears that nobody listens.
+    pub fn stop_receiving(&self) {
+        self.shut_down(Shutdown::Read);
     }
 
     /// Ends the connection: whatever waits for the other side comes back.

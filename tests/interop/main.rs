@@ -4,12 +4,17 @@
 mod allocation;
 mod backends;
 mod chunks;
+mod budget;
+#[path = "../harness/certificates.rs"]
+mod certificates;
 mod crowd;
+mod entrance;
 mod hostile;
 mod life;
 mod orders;
 mod raw;
 mod server;
 mod shared;
+mod tls;
 mod tools;
 mod up;
