@@ -3,10 +3,10 @@
 
 mod allocation;
 mod backends;
-mod chunks;
 mod budget;
 #[path = "../harness/certificates.rs"]
 mod certificates;
+mod chunks;
 mod crowd;
 mod entrance;
 mod hostile;

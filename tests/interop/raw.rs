@@ -7,12 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use blockhaus::error::Result;
 use blockhaus::nbd::chunk::{self, Chunk, Failure, Hole, kind};
 use blockhaus::nbd::meta::{BASE_ALLOCATION, Question};
 use blockhaus::nbd::status::{Run, Status};
 use blockhaus::nbd::{Headers, Request, SimpleReply};
-use blockhaus::error::Result;
-use blockhaus::nbd::{Request, SimpleReply};
 use blockhaus::port::stream::Socket;
 use blockhaus::tls::{self, ClientConfig};
 
