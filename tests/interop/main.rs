@@ -2,9 +2,12 @@
 //! of Debian's packages. A tool that is missing is a failure, never a test that passes.
 
 mod backends;
+mod client;
 mod crowd;
 mod hostile;
 mod life;
+#[path = "../harness/played.rs"]
+mod played;
 mod raw;
 mod server;
 mod shared;

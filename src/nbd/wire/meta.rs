@@ -107,7 +107,8 @@ mod tests {
         #[test]
         fn a_context_reads_back_as_it_was_told(id: u32, name in "[a-z:]{1,30}") {
             let context = Context { id, name: name.as_bytes() };
-            prop_assert_eq!(Context::decode(&context.encode()), Some(context));
+            let bytes = context.encode();
+            prop_assert_eq!(Context::decode(&bytes), Some(context));
         }
 
         #[test]
