@@ -12,9 +12,9 @@ pub mod sim;
 mod spin;
 pub mod stream;
 
+pub use linux::{bell, clock, inherited, memory, notify, outgoing, pages, process, remote, signal};
 #[cfg(not(feature = "sim"))]
 pub use linux::{channel, command, file, node, socket, system, thread};
-pub use linux::{clock, inherited, memory, notify, pages, process, remote, signal};
 #[cfg(feature = "sim")]
 pub use sim::{channel, command, file, node, socket, system, thread};
 

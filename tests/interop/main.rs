@@ -7,11 +7,14 @@ mod budget;
 #[path = "../harness/certificates.rs"]
 mod certificates;
 mod chunks;
+mod client;
 mod crowd;
 mod entrance;
 mod hostile;
 mod life;
 mod orders;
+#[path = "../harness/played.rs"]
+mod played;
 mod raw;
 mod server;
 mod shared;

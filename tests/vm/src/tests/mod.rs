@@ -12,6 +12,7 @@ mod bench;
 mod both;
 mod busy;
 mod cells;
+mod chain;
 mod crash;
 mod enospc;
 mod examples;
@@ -73,6 +74,7 @@ const AREAS: [&[Entry]; 19] = [
     alloc::TESTS,
     up::TESTS,
     both::TESTS,
+    chain::TESTS,
     statistics::TESTS,
     bench::TESTS,
     vsock::TESTS,
