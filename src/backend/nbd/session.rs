@@ -412,6 +412,8 @@ impl Session {
                 self.let_go(flush);
             }
             Op::Write | Op::Discard | Op::WriteZeroes => self.changed(work),
+            // Not among the capabilities, so nobody asks.
+            Op::Extents => work.finish(Err(Errno::EOPNOTSUPP)),
         }
     }
 

@@ -162,6 +162,7 @@ impl Replies {
             Op::Flush => command::FLUSH,
             Op::Discard => command::TRIM,
             Op::WriteZeroes => command::WRITE_ZEROES,
+            Op::Extents => command::BLOCK_STATUS,
         };
         self.say(Request { flags: bits, command, cookie, offset, len }, heads);
         Some(index)

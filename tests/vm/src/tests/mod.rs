@@ -57,7 +57,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 19] = [
+const AREAS: [&[Entry]; 20] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
