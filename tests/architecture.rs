@@ -30,8 +30,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "config", "engine", "error", "exporter", "holders", "metrics", "nbd", "port", "registry",
-            "sandbox", "server", "stack", "up",
+            "config", "engine", "error", "exporter", "holders", "metrics", "nbd", "port", "queue",
+            "registry", "sandbox", "server", "stack", "up",
         ],
     ),
 ];

@@ -6,6 +6,8 @@ pub mod clock;
 pub mod command;
 pub mod file;
 pub mod memory;
+pub mod nbd;
+pub mod netlink;
 pub mod node;
 pub mod notify;
 pub mod process;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,15 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// A connection within this machine: the end that is served, and the other, which blocks.
+    pub fn pair() -> io::Result<(Socket, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let _ = setsockopt(&theirs, sockopt::SndBuf, &SEND_BUFFER);
+        let ours = Socket::Unix(ours);
+        ours.tune()?;
+        Ok((ours, theirs.into()))
+    }
+
     pub(in crate::port) fn shut_down(&self, how: Shutdown) {
         // Fails where the other side was faster.
         let _ = match self {
