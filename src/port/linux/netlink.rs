@@ -246,7 +246,7 @@ mod tests {
         assert!(nlctrl.groups.iter().any(|(name, _)| name == "notify"), "{:?}", nlctrl.groups);
         nlctrl.join("notify").unwrap();
         assert!(nlctrl.join("nobody").is_err());
-        let error = Generic::open("blockhaus-has-none", 1, soon()).unwrap_err();
+        let error = Generic::open("no-such-family", 1, soon()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
