@@ -238,7 +238,8 @@ fn open(part: &Part, chosen: Option<Chosen>, table: &SpecTable, mut notes: Vec<S
             (Engines::Export(Offering { name: export.name.clone(), options }), Some(nbd::UNIT))
         }
     };
-    let options = OpenOptions { read_only: disk.read_only, block_size: disk.block_size, engine_unit };
+    let options =
+        OpenOptions { read_only: disk.read_only, block_size: disk.block_size, engine_unit, again: false };
     let stack = table.open_with(&disk.spec, &disk.filters, &options)?;
     Ok(Plan { spec: with_filters(&disk.spec, &disk.filters), stack, engines, notes })
 }

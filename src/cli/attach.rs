@@ -162,7 +162,8 @@ fn print(ready: &Ready, json: bool) -> Result<()> {
 
 /// What is to be served. A server that takes the place of one that was killed serves the same, as that device.
 fn plan(arguments: &Arguments, table: &SpecTable, again: Option<DeviceName>) -> Result<Plan> {
-    let (wish, open, choices) = choices(arguments)?;
+    let (wish, mut open, choices) = choices(arguments)?;
+    open.again = again.is_some();
     let spec: Spec = arguments.spec.parse()?;
     let mut notes = sandbox::prepare();
     let filters = disk::filters(&arguments.filters)?;
@@ -201,7 +202,7 @@ fn choices(arguments: &Arguments) -> Result<(EngineWish, OpenOptions, Choices)> 
     let wish = arguments.engine.parse()?;
     let id = arguments.id.map(disk::id).transpose()?;
     let block_size = arguments.block_size.as_deref().map(disk::block_size).transpose()?;
-    let open = OpenOptions { read_only: arguments.read_only, block_size, engine_unit: None };
+    let open = OpenOptions { read_only: arguments.read_only, block_size, ..OpenOptions::default() };
     let nbd = NbdChoices {
         connections: arguments.connections.map(disk::connections).transpose()?,
         timeout: arguments.timeout.map(disk::timeout).transpose()?,

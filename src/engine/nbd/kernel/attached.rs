@@ -24,7 +24,7 @@ use crate::nbd::MAX_PAYLOAD;
 use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::node;
 use crate::port::stream::Socket;
-use crate::port::system::page_size;
+use crate::port::system::{cpu_count, page_size};
 use crate::queue::Stack;
 
 /// How a device was made that outlives its server.
@@ -397,21 +397,30 @@ fn connect(mut shared: Shared) -> Result<Made> {
         }
     };
     let sockets = shared.missing().map_err(failed)?;
-    let refused = match Driver::open().and_then(|mut driver| driver.connect(&shared.wanted, &sockets)) {
+    let asked = match Driver::open() {
+        Ok(mut driver) => match driver.connect(&shared.wanted, &sockets) {
+            // A driver that does not let itself be asked, and not one that says what is wrong.
+            Err(error) if !is_refusal(&error) => return Err(failed(error)),
+            answer => answer,
+        },
+        Err(error) => Err(error),
+    };
+    let refused = match asked {
         Ok(id) => {
             shared.id = id;
             let (count, wait) = (shared.connections, shared.wanted.dead_connection.as_secs());
             let plural = if count == 1 { "" } else { "s" };
-            let why =
-                format!("{count} connection{plural}, requests wait {wait} s for a server that was killed");
+            let idle = match count.saturating_sub(usize::from(cpu_count())) {
+                0 => String::new(),
+                idle => format!(" ({idle} of them in reserve: the driver uses one a processor)"),
+            };
+            let why = format!(
+                "{count} connection{plural}{idle}, requests wait {wait} s for a server that was killed"
+            );
             return Ok(Made { shared, by_ioctl: None, why });
         }
         Err(error) => error,
     };
-    use io::ErrorKind::{NotFound, PermissionDenied, Unsupported};
-    if !matches!(refused.kind(), NotFound | PermissionDenied | Unsupported) {
-        return Err(failed(refused));
-    }
     let disk = by_ioctl::Disk::connect(&shared.wanted, &sockets, &shared.alarm).map_err(failed)?;
     shared.id = disk.id;
     let why =
@@ -419,11 +428,20 @@ fn connect(mut shared: Shared) -> Result<Made> {
     Ok(Made { shared, by_ioctl: Some(disk), why })
 }
 
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, PermissionDenied, Unsupported};
+    matches!(error.kind(), NotFound | PermissionDenied | Unsupported)
+}
+
 /// Takes the place of a server that was killed.
 fn recover(shared: Shared) -> Result<Made> {
     let what = format!("cannot serve {} again", path(shared.id).display());
     if sysfs::identity(shared.id) != Some(shared.wanted.identity) {
         return Err(Error::new(Kind::NotFound, what, "the kernel has another device there, or none"));
+    }
+    if sysfs::size(shared.id) != Some(shared.wanted.size) {
+        let why = format!("it had another size than the {} bytes that there are now", shared.wanted.size);
+        return Err(Error::invalid(what, why).cure("put back what it was made of"));
     }
     let failed = |error: io::Error| Error::system(what.as_str(), error).cure("dmesg may say more");
     let mut driver = Driver::open().map_err(failed)?;

@@ -51,6 +51,12 @@ pub fn seen(id: u32) -> (i32, u16) {
     (pid, u16::try_from(queues).unwrap_or(u16::MAX))
 }
 
+/// Bytes of the disk.
+pub(super) fn size(id: u32) -> Option<u64> {
+    // In sectors of 512 bytes, whatever the block size.
+    attribute(id, "size")?.parse::<u64>().ok()?.checked_mul(512)
+}
+
 /// Requests in flight: reads and writes.
 pub(super) fn in_flight(id: u32) -> u64 {
     let text = attribute(id, "inflight").unwrap_or_default();
