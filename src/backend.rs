@@ -47,6 +47,12 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Whether what was acknowledged is still there when this process is killed and another one opens the same spec.
+    /// Where it is not, nobody starts a killed server again by himself: an empty disk is worse than none.
+    fn outlives_process(&self) -> bool {
+        false
+    }
+
     /// What was chosen when it was opened, and why, a line each, for the person who attached it.
     fn notes(&self) -> Vec<String> {
         Vec::new()
@@ -67,6 +73,10 @@ macro_rules! pass_on {
 
         fn memory_used(&self) -> Option<u64> {
             self.$below.memory_used()
+        }
+
+        fn outlives_process(&self) -> bool {
+            self.$below.outlives_process()
         }
     };
 }

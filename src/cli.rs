@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use self::background::Background;
 use crate::error::{Error, Result};
 use crate::stack::SpecTable;
 
@@ -51,7 +52,7 @@ const NAME: &str = "blockhaus";
 
 /// Block devices served from a process: one command, a real disk.
 ///
-/// blockhaus shows the kernel a disk, /dev/ublkbN, and serves it from memory, from a file or block
+/// blockhaus shows the kernel a disk, /dev/ublkbN or /dev/nbdN, and serves it from memory, from a file or block
 /// device, or from a backend of your own. Each disk has a server process of its own, so that a
 /// crash takes one disk and no other, unless `up` serves many from one file. The command line talks to these servers over sockets in
 /// /run/blockhaus (or the folder named in BLOCKHAUS_RUN_DIR).
@@ -117,7 +118,7 @@ fn failed(error: Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn perform(verb: Verb, table: &Arc<SpecTable>, background: bool) -> Result<ExitCode> {
+fn perform(verb: Verb, table: &Arc<SpecTable>, background: Option<Background>) -> Result<ExitCode> {
     match verb {
         Verb::Attach(arguments) => attach::run(arguments, table, background),
         Verb::Serve(arguments) => serve::run(arguments, table),

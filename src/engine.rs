@@ -3,10 +3,20 @@
 
 use std::sync::{Arc, OnceLock};
 
+mod choice;
+mod driver;
 pub mod load;
+mod name;
 pub mod nbd;
+mod options;
+mod report;
 mod seating;
 pub mod ublk;
+
+pub use choice::{Chosen, EngineWish, available, choose};
+pub use name::{DeviceName, Engine, NoDevice};
+pub use options::{Choices, DeviceOptions, NbdChoices};
+pub use report::{Memory, QueueThread, Report};
 
 /// What is called when a queue of a disk has ended, so that nobody has to look again and again.
 pub type Tell = Arc<dyn Fn() + Send + Sync>;

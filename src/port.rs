@@ -12,7 +12,9 @@ pub mod sim;
 mod spin;
 pub mod stream;
 
-pub use linux::{bell, clock, inherited, memory, notify, outgoing, pages, process, remote, signal};
+pub use linux::{
+    bell, clock, inherited, memory, nbd, netlink, notify, outgoing, pages, process, remote, signal,
+};
 #[cfg(not(feature = "sim"))]
 pub use linux::{channel, command, file, node, socket, system, thread};
 #[cfg(feature = "sim")]

@@ -124,6 +124,8 @@ pub trait Stack: Send + Sync {
     fn capabilities(&self) -> Capabilities;
     /// Bytes of memory that the contents take, where they are in memory.
     fn memory_used(&self) -> Option<u64>;
+    /// As [`Backend::outlives_process`].
+    fn outlives_process(&self) -> bool;
     /// What was chosen when it was opened, and why.
     fn notes(&self) -> Vec<String>;
     /// The disk can be opened by everybody: what was made for it now stays.
@@ -153,6 +155,10 @@ impl<B: Backend> Stack for B {
 
     fn memory_used(&self) -> Option<u64> {
         Backend::memory_used(self)
+    }
+
+    fn outlives_process(&self) -> bool {
+        Backend::outlives_process(self)
     }
 
     fn notes(&self) -> Vec<String> {

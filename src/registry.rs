@@ -2,9 +2,10 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `ID.json` | [`Entry`]: which process serves which device, from the moment the device exists |
-//! | `ID.sock` | the server's control socket, see [`control`] |
-//! | `ID.log` | what a server in the background has to say |
+//! | `NAME.json` | [`Entry`]: which process serves which device, from the moment the device exists |
+//! | `NAME.sock` | the server's control socket, see [`control`] |
+//! | `NAME.log` | what a server in the background has to say |
+//! | `NAME.keeper` | which process starts its server again, see [`keeper`] |
 //! | `up-PID.json`, `up-PID.sock` | the same two of a process of `up`, see [`servers`] |
 //! | `lock` | held while files of a device are made or removed |
 
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::ublk::Report;
+use crate::engine::{DeviceName, Report};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{self, Deadline, Duration};
 use crate::port::file::try_lock;
@@ -29,6 +30,7 @@ pub mod detach;
 pub mod devices;
 pub mod down;
 pub mod isolated;
+pub mod keeper;
 pub mod servers;
 pub mod statistics;
 pub mod survey;
@@ -48,8 +50,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// What a device and its server are known by.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
-    /// N of /dev/ublkbN.
-    pub id: u32,
+    /// Its name.
+    pub name: DeviceName,
     /// The disk's path.
     pub device: PathBuf,
     /// The spec it was attached with.
@@ -68,8 +70,8 @@ pub struct Entry {
     pub started: u64,
     /// The same, in seconds since the machine was started.
     pub started_since_boot: u64,
-    /// The inode of /dev/ublkcN: another device of the same id has another one.
-    pub node: Option<u64>,
+    /// What another device of the same name has not: see [`devices::identity`].
+    pub identity: Option<u64>,
     /// What the server said when it was ready.
     pub report: Option<Report>,
     /// The file that names the device, where its server is one of `up`.
@@ -78,11 +80,11 @@ pub struct Entry {
 
 impl Entry {
     /// An entry of this process for a device that was just made.
-    pub fn new(id: u32, spec: &str) -> Entry {
+    pub fn new(name: DeviceName, device: PathBuf, spec: &str) -> Entry {
         let pid = process::own_pid();
         Entry {
-            id,
-            device: devices::disk(id),
+            name,
+            device,
             spec: spec.to_owned(),
             directory: std::env::current_dir().unwrap_or_default(),
             argv: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
@@ -91,7 +93,7 @@ impl Entry {
             boot: boot_id(),
             started: clock::unix_seconds(),
             started_since_boot: clock::seconds_since_boot(),
-            node: devices::node(id),
+            identity: devices::identity(name),
             report: None,
             config: None,
         }
@@ -102,9 +104,9 @@ impl Entry {
         self.boot == boot_id() && process::is_alive(self.pid, self.pid_start)
     }
 
-    /// Whether the kernel's device of this id is the one that the entry is about.
+    /// Whether the kernel's device of this name is the one that the entry is about.
     pub fn owns_device(&self) -> bool {
-        self.boot == boot_id() && (self.node.is_none() || self.node == devices::node(self.id))
+        self.boot == boot_id() && (self.identity.is_none() || self.identity == devices::identity(self.name))
     }
 
     /// Seconds since the device was made.
@@ -117,10 +119,10 @@ impl Entry {
         (self.pid, self.pid_start, &self.boot) == (other.pid, other.pid_start, &other.boot)
     }
 
-    /// Whether both entries are about one device: a process of `up` can give an id to one disk after
+    /// Whether both entries are about one device: a process of `up` can give a name to one disk after
     /// another.
     fn is_same_device(&self, other: &Entry) -> bool {
-        self.is_same(other) && self.node == other.node
+        self.is_same(other) && self.identity == other.identity
     }
 }
 
@@ -189,22 +191,22 @@ impl Registry {
     }
 
     /// The control socket of a device's server.
-    pub fn socket(&self, id: u32) -> PathBuf {
-        self.folder.join(format!("{id}.sock"))
+    pub fn socket(&self, name: DeviceName) -> PathBuf {
+        self.folder.join(format!("{name}.sock"))
     }
 
     /// The log of a device's server.
-    pub fn log(&self, id: u32) -> PathBuf {
-        self.folder.join(format!("{id}.log"))
+    pub fn log(&self, name: DeviceName) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
     }
 
-    fn entry(&self, id: u32) -> PathBuf {
-        self.folder.join(format!("{id}.json"))
+    fn entry(&self, name: DeviceName) -> PathBuf {
+        self.folder.join(format!("{name}.json"))
     }
 
     /// Writes an entry, whole or not at all.
     pub fn write(&self, entry: &Entry) -> Result<()> {
-        Registry::write_whole(&self.entry(entry.id), entry)
+        Registry::write_whole(&self.entry(entry.name), entry)
     }
 
     fn write_whole(path: &Path, entry: &impl Serialize) -> Result<()> {
@@ -222,46 +224,45 @@ impl Registry {
     }
 
     /// The entry of a device, if there is one that can be read.
-    pub fn read(&self, id: u32) -> Option<Entry> {
-        let entry: Entry = serde_json::from_str(&fs::read_to_string(self.entry(id)).ok()?).ok()?;
-        (entry.id == id).then_some(entry)
+    pub fn read(&self, name: DeviceName) -> Option<Entry> {
+        let entry: Entry = serde_json::from_str(&fs::read_to_string(self.entry(name)).ok()?).ok()?;
+        (entry.name == name).then_some(entry)
     }
 
-    /// Every id that has files here, with the names of these files and the entry, where there is
+    /// Every device that has files here, with the paths of these files and the entry, where there is
     /// one that can be read.
-    pub fn ids(&self) -> BTreeMap<u32, (Vec<PathBuf>, Option<Entry>)> {
-        let mut found: BTreeMap<u32, (Vec<PathBuf>, Option<Entry>)> = BTreeMap::new();
+    pub fn names(&self) -> BTreeMap<DeviceName, (Vec<PathBuf>, Option<Entry>)> {
+        let mut found: BTreeMap<DeviceName, (Vec<PathBuf>, Option<Entry>)> = BTreeMap::new();
         for file in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let name = file.file_name();
-            let Some((id, _)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
-            // Only as we write it: 7.json is ours, 007.json and +7.json are not.
-            let Some(id) = id.parse::<u32>().ok().filter(|number| number.to_string() == id) else { continue };
-            found.entry(id).or_default().0.push(file.path());
+            let file_name = file.file_name();
+            let Some((name, _)) = file_name.to_str().and_then(|name| name.split_once('.')) else { continue };
+            let Ok(name) = name.parse() else { continue };
+            found.entry(name).or_default().0.push(file.path());
         }
-        for (id, (files, entry)) in &mut found {
+        for (name, (files, entry)) in &mut found {
             files.sort();
-            *entry = self.read(*id);
+            *entry = self.read(*name);
         }
         found
     }
 
     /// Removes the files of the device in `entry`, unless they are those of another device by now:
-    /// another server has taken the id since, or the same one for another of its disks. Returns what
+    /// another server has taken the name since, or the same one for another of its disks. Returns what
     /// was removed. With `keep_log` the log stays, for somebody to read.
     pub fn remove(&self, entry: &Entry, keep_log: bool) -> Result<Vec<PathBuf>> {
         let _lock = self.lock()?;
-        if self.read(entry.id).is_some_and(|now| !now.is_same_device(entry)) {
+        if self.read(entry.name).is_some_and(|now| !now.is_same_device(entry)) {
             return Ok(Vec::new());
         }
-        let log = (!keep_log).then(|| self.log(entry.id));
-        self.remove_files([self.entry(entry.id), self.socket(entry.id)].into_iter().chain(log))
+        let log = (!keep_log).then(|| self.log(entry.name));
+        self.remove_files([self.entry(entry.name), self.socket(entry.name)].into_iter().chain(log))
     }
 
-    /// Removes what the id has left here although no entry of it can be read.
-    pub fn remove_debris(&self, id: u32) -> Result<Vec<PathBuf>> {
+    /// Removes what the device has left here although no entry of it can be read.
+    pub fn remove_debris(&self, name: DeviceName) -> Result<Vec<PathBuf>> {
         let _lock = self.lock()?;
-        match self.ids().remove(&id) {
-            Some((files, None)) if !devices::exists(id) => self.remove_files(files),
+        match self.names().remove(&name) {
+            Some((files, None)) if !devices::exists(name) => self.remove_files(files),
             _ => Ok(Vec::new()),
         }
     }
@@ -291,57 +292,63 @@ mod tests {
         registry
     }
 
+    const SEVEN: DeviceName = DeviceName::ublk(7);
+
+    fn entry(name: DeviceName) -> Entry {
+        Entry::new(name, name.path(), "ram:1G")
+    }
+
     #[test]
     fn an_entry_comes_back_as_it_was_written() {
         let registry = registry("round-trip");
-        let entry = Entry::new(7, "ram:1G");
+        let entry = entry(SEVEN);
         assert!(entry.is_alive());
         registry.write(&entry).unwrap();
-        let back = registry.read(7).unwrap();
-        assert_eq!((back.id, back.spec.as_str(), back.pid), (7, "ram:1G", process::own_pid()));
+        let back = registry.read(SEVEN).unwrap();
+        assert_eq!((back.name, back.spec.as_str(), back.pid), (SEVEN, "ram:1G", process::own_pid()));
         assert!(back.is_alive() && back.is_same(&entry));
-        assert!(registry.read(8).is_none());
-        assert_eq!(registry.remove(&entry, false).unwrap(), [registry.entry(7)]);
-        assert!(registry.ids().is_empty());
+        assert!(registry.read(DeviceName::nbd(7)).is_none());
+        assert_eq!(registry.remove(&entry, false).unwrap(), [registry.entry(SEVEN)]);
+        assert!(registry.names().is_empty());
         fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     #[test]
     fn files_of_a_later_server_with_the_same_id_stay() {
         let registry = registry("later");
-        let mine = Entry::new(0, "ram:1G");
+        let mine = entry(SEVEN);
         let later = Entry { pid_start: mine.pid_start + 1, ..mine.clone() };
         registry.write(&later).unwrap();
         assert!(registry.remove(&mine, false).unwrap().is_empty());
-        assert!(registry.read(0).is_some() && !later.is_alive());
-        assert!(registry.remove_debris(0).unwrap().is_empty());
+        assert!(registry.read(SEVEN).is_some() && !later.is_alive());
+        assert!(registry.remove_debris(SEVEN).unwrap().is_empty());
         fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     #[test]
     fn files_of_a_later_device_of_the_same_server_stay() {
         let registry = registry("later-device");
-        let old = Entry { node: Some(1), ..Entry::new(0, "ram:1G") };
-        let new = Entry { node: Some(2), ..old.clone() };
-        fs::write(registry.socket(0), "").unwrap();
+        let old = Entry { identity: Some(1), ..entry(SEVEN) };
+        let new = Entry { identity: Some(2), ..old.clone() };
+        fs::write(registry.socket(SEVEN), "").unwrap();
         registry.write(&new).unwrap();
         assert!(registry.remove(&old, false).unwrap().is_empty());
-        assert_eq!(registry.read(0).unwrap().node, Some(2));
-        assert_eq!(registry.remove(&new, false).unwrap(), [registry.entry(0), registry.socket(0)]);
+        assert_eq!(registry.read(SEVEN).unwrap().identity, Some(2));
+        assert_eq!(registry.remove(&new, false).unwrap(), [registry.entry(SEVEN), registry.socket(SEVEN)]);
         fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     #[test]
     fn broken_entries_are_debris_and_foreign_names_are_nothing() {
         let registry = registry("broken");
-        for name in ["3.json", "3.log", "03.json", "x.json", "lock"] {
+        for name in ["nbd3.json", "nbd3.log", "nbd03.json", "3.json", "x.json", "lock"] {
             fs::write(registry.folder().join(name), "{").unwrap();
         }
-        let ids = registry.ids();
-        assert_eq!(ids.keys().collect::<Vec<_>>(), [&3]);
-        assert!(ids[&3].1.is_none());
-        assert_eq!(registry.remove_debris(3).unwrap().len(), 2);
-        assert!(registry.ids().is_empty());
+        let (names, broken) = (registry.names(), DeviceName::nbd(3));
+        assert_eq!(names.keys().collect::<Vec<_>>(), [&broken]);
+        assert!(names[&broken].1.is_none());
+        assert_eq!(registry.remove_debris(broken).unwrap().len(), 2);
+        assert!(registry.names().is_empty());
         fs::remove_dir_all(registry.folder()).unwrap();
     }
 

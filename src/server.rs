@@ -24,6 +24,7 @@ mod clients;
 mod disk;
 pub mod entrance;
 pub mod exports;
+pub mod keeper;
 mod network;
 mod plan;
 mod presence;
@@ -212,16 +213,16 @@ impl Server {
             && self.served.iter().all(Served::is_quiet)
     }
 
-    /// Starts what may start now. One after the other until each has its id, so that ids are given
+    /// Starts what may start now. One after the other until each has its name, so that these are given
     /// in the order of the file, and those that were asked for before those that are not.
     fn start_waiting(&mut self) {
         if self.served.iter().any(Served::waits_for_place) {
             return;
         }
-        let asks_for_id = |served: &Served| served.waiting().is_some_and(|job| job.id.is_some());
-        let first = self.served.iter().any(asks_for_id);
+        let asks_for_name = |served: &Served| served.waiting().is_some_and(|job| job.device.is_some());
+        let first = self.served.iter().any(asks_for_name);
         let mut candidates = (0..self.served.len())
-            .filter(|at| self.served[*at].waiting().is_some_and(|job| !first || job.id.is_some()));
+            .filter(|at| self.served[*at].waiting().is_some_and(|job| !first || job.device.is_some()));
         let found = candidates.find_map(|at| match self.obstacle(self.served[at].waiting()?) {
             Obstacle::None => Some((at, None)),
             Obstacle::Stays(name) => Some((at, Some(name))),
@@ -232,7 +233,7 @@ impl Server {
             Some((at, None)) => self.served[at].start(&self.around),
             Some((at, Some(name))) => {
                 let spec = &self.served[at].spec;
-                log(&format!("cannot serve {spec}: {name} has its id, its name or its file and stays"));
+                log(&format!("cannot serve {spec}: {name} has its name or its file and stays"));
                 drop(self.served[at].gone(Ok(()), false, &self.around));
             }
         }
@@ -242,11 +243,11 @@ impl Server {
     fn obstacle(&self, job: &Job) -> Obstacle {
         let mut obstacle = Obstacle::None;
         let in_the_way = |other: &&Served| {
-            let has_id = job.id.is_some() && other.id() == job.id;
+            let has_device = job.device.is_some() && other.device() == job.device;
             let has_name = job.name.is_some() && other.export_name == job.name;
             // What waits as well, it itself too, has no name yet.
             let waits = other.waiting().is_some();
-            job.after.contains(&other.key) || has_id || (has_name && !waits)
+            job.after.contains(&other.key) || has_device || (has_name && !waits)
         };
         for other in self.served.iter().filter(in_the_way) {
             match other.phase {

@@ -31,6 +31,9 @@ pub struct OpenOptions {
     /// The smallest unit that the engine's clients may address without asking, where that can be
     /// smaller than a block of the disk.
     pub engine_unit: Option<u32>,
+    /// The disk was open in a server that was killed, and is to be as it was: nothing may be made in the place of what
+    /// is not there any more.
+    pub again: bool,
 }
 
 /// Opens a backend.
@@ -330,7 +333,7 @@ mod tests {
         let table = SpecTable::builtin().register(heedless);
         let open = |filters: &[&str], read_only, block_size| {
             let filters: Vec<Spec> = filters.iter().map(|filter| filter.parse().unwrap()).collect();
-            let options = OpenOptions { read_only, block_size, engine_unit: None };
+            let options = OpenOptions { read_only, block_size, ..OpenOptions::default() };
             table.open_with(&"heedless:1M".parse().unwrap(), &filters, &options).unwrap()
         };
         for filters in [&[][..], &["throttle,iops=9"], &["stripe,with=heedless:1M"]] {

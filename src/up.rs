@@ -11,8 +11,9 @@ use crate::config::changes::changes;
 use crate::config::entrance::{Listen, Nbd, Tls, Vsock};
 use crate::config::file::{self, At, Config, Device, Disk, Export};
 use crate::config::limits::Limits;
-use crate::engine::nbd::{self, Encryption};
-use crate::engine::ublk::{Load, Options, Wish};
+use crate::engine::nbd::Encryption;
+use crate::engine::ublk::{Load, Wish};
+use crate::engine::{self, Choices, Chosen, DeviceName, Engine, EngineWish, NbdChoices, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::Duration;
 use crate::port::inherited::Inherited;
@@ -51,6 +52,7 @@ pub fn check(path: &Path, table: &SpecTable) -> Result<Config> {
     for device in &config.devices {
         data_path(&device.part).map_err(|error| in_line(&name, device.line, &error))?;
         load(&device.part).map_err(|error| in_line(&name, device.line, &error))?;
+        wish(&device.part).map_err(|error| in_line(&name, device.line, &error))?;
     }
     let devices = config.devices.iter().map(|device| (device.line, &device.part.disk));
     let exports = config.exports.iter().map(|export| (export.line, &export.part.disk));
@@ -162,8 +164,8 @@ impl Part {
         }
     }
 
-    fn id(&self) -> Option<u32> {
-        if let Part::Device(device) = self { device.id } else { None }
+    fn device(&self) -> Option<&Device> {
+        if let Part::Device(device) = self { Some(device) } else { None }
     }
 
     fn export_name(&self) -> Option<&String> {
@@ -219,8 +221,14 @@ impl Wanted {
         let (file, line, part) = (self.path.display().to_string(), at.line, at.part.clone());
         let (table, notes) = (self.table.clone(), self.notes.clone());
         let spec = with_filters(&part.disk().spec, &part.disk().filters);
-        let (id, name) = (part.id(), part.export_name().cloned());
-        let open = move || open(&part, &table, notes).map_err(|error| in_line(&file, line, &error));
+        let name = part.export_name().cloned();
+        let chosen = match part.device() {
+            Some(device) => Some(choose(device).map_err(|error| in_line(&file, line, &error))?),
+            None => None,
+        };
+        let id = part.device().and_then(|device| device.id);
+        let device = id.zip(chosen.as_ref()).map(|(id, chosen)| DeviceName::new(chosen.engine, id));
+        let open = move || open(&part, chosen, &table, notes).map_err(|error| in_line(&file, line, &error));
         let open: Box<dyn FnOnce() -> Result<Plan> + Send> = match opens_later {
             true => Box::new(open),
             false => {
@@ -228,7 +236,7 @@ impl Wanted {
                 Box::new(|| Ok(plan))
             }
         };
-        Ok(Job { key, spec, id, name, after, open })
+        Ok(Job { key, spec, device, name, after, open })
     }
 }
 
@@ -240,22 +248,38 @@ fn load(device: &Device) -> Result<Load> {
     device.load.as_deref().map_or(Ok(Load::Any), str::parse)
 }
 
-fn open(part: &Part, table: &SpecTable, notes: Vec<String>) -> Result<Plan> {
+fn wish(device: &Device) -> Result<EngineWish> {
+    device.engine.as_deref().map_or(Ok(EngineWish::Auto), str::parse)
+}
+
+/// What shows a device on this machine.
+fn choose(device: &Device) -> Result<Chosen> {
+    engine::choose(wish(device)?, &engine::available)
+}
+
+fn open(part: &Part, chosen: Option<Chosen>, table: &SpecTable, mut notes: Vec<String>) -> Result<Plan> {
     let disk = part.disk();
     let (engines, engine_unit) = match part {
-        Part::Device(device) => (of_device(device)?, None),
+        Part::Device(device) => {
+            let Chosen { engine, why } = chosen.map_or_else(|| choose(device), Ok)?;
+            let (engines, unused) = of_device(device, engine)?;
+            notes.splice(0..0, std::iter::once(why).chain(unused));
+            (engines, None)
+        }
         Part::Export(export) => {
             let options = nbd::Options { queues: export.queues, depth: export.depth };
-            (Engines::Nbd(Offering { name: export.name.clone(), options }), Some(nbd::UNIT))
+            (Engines::Export(Offering { name: export.name.clone(), options }), Some(nbd::UNIT))
         }
     };
-    let options = OpenOptions { read_only: disk.read_only, block_size: disk.block_size, engine_unit };
+    let options =
+        OpenOptions { read_only: disk.read_only, block_size: disk.block_size, engine_unit, again: false };
     let stack = table.open_with(&disk.spec, &disk.filters, &options)?;
     Ok(Plan { spec: with_filters(&disk.spec, &disk.filters), stack, engines, notes })
 }
 
-fn of_device(device: &Device) -> Result<Engines> {
-    let options = Options {
+fn of_device(device: &Device, engine: Engine) -> Result<(Engines, Vec<String>)> {
+    let seconds = |time_s: u32| Duration::from_secs(time_s.into());
+    let choices = Choices {
         id: device.id,
         queues: device.queues,
         depth: device.depth,
@@ -264,14 +288,21 @@ fn of_device(device: &Device) -> Result<Engines> {
         load: load(device)?,
         spin: Duration::from_micros(device.spin_us.into()),
         registered_tags: None,
+        nbd: NbdChoices {
+            connections: device.connections,
+            timeout: device.timeout_s.map(seconds),
+            dead_connection: device.dead_connection_s.map(seconds),
+        },
     };
-    Ok(match &device.export {
-        None => Engines::Ublk(options),
+    let (options, unused) = choices.with(engine);
+    let engines = match &device.export {
+        None => Engines::Device(options),
         Some(name) => {
             let as_device = nbd::Options { queues: device.queues, depth: device.depth };
             Engines::Both(options, Offering { name: name.clone(), options: as_device })
         }
-    })
+    };
+    Ok((engines, unused))
 }
 
 impl Source for Wanted {
@@ -358,8 +389,11 @@ mod tests {
         }
     }
 
+    /// With an engine, since a machine that tests may have none. Three lines, and one for each of `more`.
     fn device(spec: &str, more: &str) -> String {
-        format!("[[device]]\nspec = \"{spec}\"\n{more}\n")
+        let more = more.trim_end();
+        let more = if more.is_empty() { String::new() } else { format!("{more}\n") };
+        format!("[[device]]\nspec = \"{spec}\"\n{more}engine = \"ublk\"\n")
     }
 
     /// The key and the spec of a job, and what it has to wait for.
@@ -379,7 +413,7 @@ mod tests {
             summary(&first),
             (vec![], vec![(0, "ram:1M".into(), vec![]), (1, "ram:2M".into(), vec![])])
         );
-        assert_eq!(first.start[1].id, Some(5));
+        assert_eq!(first.start[1].device, Some(DeviceName::ublk(5)));
         // The same in another order, with another comment.
         let same = scene.reload(&format!("# moved\n{b}\n{a}"), &[0, 1]).unwrap();
         assert_eq!(summary(&same), (vec![], vec![]));
@@ -405,7 +439,7 @@ mod tests {
         assert_eq!(change.start[0].after, [0]);
         drop(plan);
         let plan = (change.start.into_iter().next().unwrap().open)().unwrap();
-        assert!(matches!(plan.engines, Engines::Ublk(options) if options.depth == 8), "{plan:?}");
+        assert!(matches!(plan.engines, Engines::Device(options) if options.shape() == (1, 8)), "{plan:?}");
     }
 
     #[test]
@@ -441,7 +475,7 @@ mod tests {
         )
         .unwrap();
         let (jobs, entrance) = scene.wanted.start(Vec::new()).unwrap();
-        let names: Vec<_> = jobs.iter().map(|job| (job.name.as_deref(), job.id)).collect();
+        let names: Vec<_> = jobs.iter().map(|job| (job.name.as_deref(), job.device)).collect();
         assert_eq!(names, [(Some("b"), None), (Some("a"), None)], "devices first");
         let entrance = entrance.unwrap();
         assert_eq!((entrance.addresses.len(), entrance.max_connections), (2, 5));
@@ -449,7 +483,7 @@ mod tests {
         let mut plans = jobs.into_iter().map(|job| (job.open)().unwrap());
         let (both, alone) = (plans.next().unwrap(), plans.next().unwrap());
         assert!(matches!(&both.engines, Engines::Both(_, offering) if offering.name == "b"));
-        assert!(matches!(&alone.engines, Engines::Nbd(offering) if offering.name == "a"));
+        assert!(matches!(&alone.engines, Engines::Export(offering) if offering.name == "a"));
         assert_eq!(both.stack.geometry().logical_block_size, 512);
         assert_eq!(alone.stack.geometry().logical_block_size, 1, "its clients count in bytes");
         // The same file becomes a device's, once the export has let go of it.

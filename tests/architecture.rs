@@ -31,8 +31,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "config", "engine", "error", "exporter", "holders", "metrics", "nbd", "port", "registry",
-            "sandbox", "server", "stack", "tls", "up",
+            "config", "engine", "error", "exporter", "holders", "metrics", "nbd", "port", "queue",
+            "registry", "sandbox", "server", "stack", "tls", "up",
         ],
     ),
 ];

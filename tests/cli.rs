@@ -111,6 +111,9 @@ fn bad_input_names_the_thing_and_the_cure() {
         (&["attach", "ram:64K", "--depth", "5000"], &["depth 5000", "1 to 4096"]),
         (&["attach", "ram:64K", "--for", "speed"], &["speed", "latency, throughput"]),
         (&["attach", "ram:64K", "--spin-us", "1001"], &["1001 us", "0 to 1000"]),
+        (&["attach", "ram:64K", "--engine", "udlk"], &["udlk", "auto, or one of ublk, nbd"]),
+        (&["attach", "ram:64K", "--connections", "17"], &["17 connections", "--connections 16"]),
+        (&["attach", "ram:64K", "--timeout", "0"], &["timeout of 0 s", "--timeout 1"]),
         (&["attach", "ram:64K", "--queues", "0"], &["0 queues"]),
         (&["attach", "ram:64K", "--queues", "60000"], &["60000 queues", "CPUs", "--queues "]),
         (&["attach", "ram:64K", "--id", "4000000000"], &["4000000000", "1048575"]),
@@ -177,7 +180,7 @@ fn without_ublk_attach_says_so_in_one_sentence() {
     }
     let host = Host::new("no-ublk");
     for extra in [&["--json"][..], &["--foreground"]] {
-        let text = host.fails(1, &[&["attach", "ram:1M"], extra].concat());
+        let text = host.fails(1, &[&["attach", "ram:1M", "--engine", "ublk"], extra].concat());
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains("no ublk"), "{text}");
     }
@@ -186,7 +189,10 @@ fn without_ublk_attach_says_so_in_one_sentence() {
     assert_eq!(features["ublk"], false);
     assert!(features["reason"].as_str().unwrap().contains("ublk"));
     assert_eq!(features["features"].as_array().unwrap().len(), 21);
-    assert!(host.works(&["features"]).starts_with("no ublk: "));
+    assert_eq!(features["engines"][0]["engine"], "ublk");
+    assert_eq!(features["engines"][0]["offered"], false);
+    let text = host.works(&["features"]);
+    assert!(text.starts_with("ENGINE") && text.contains("has no ublk"), "{text}");
 }
 
 #[test]
@@ -211,13 +217,13 @@ fn gc_removes_what_a_server_of_an_earlier_life_left() {
     std::fs::create_dir_all(&run).unwrap();
     let id = 999_999;
     let entry = serde_json::json!({
-        "id": id, "device": format!("/dev/ublkb{id}"), "spec": "ram:1G", "directory": "/", "argv": ["blockhaus"],
-        "pid": 1, "pid_start": 1, "boot": "another", "started": 1, "started_since_boot": 1, "node": 1, "report": null,
+        "name": format!("ublkb{id}"), "device": format!("/dev/ublkb{id}"), "spec": "ram:1G", "directory": "/", "argv": ["blockhaus"],
+        "pid": 1, "pid_start": 1, "boot": "another", "started": 1, "started_since_boot": 1, "identity": 1, "report": null,
     });
     for (name, text) in [("json", entry.to_string()), ("log", "x".into()), ("sock", String::new())] {
-        std::fs::write(run.join(format!("{id}.{name}")), text).unwrap();
+        std::fs::write(run.join(format!("ublkb{id}.{name}")), text).unwrap();
     }
-    std::fs::write(run.join("999998.log"), "left alone").unwrap();
+    std::fs::write(run.join("nbd999998.log"), "left alone").unwrap();
     let list: serde_json::Value = serde_json::from_str(&host.works(&["list", "--json"])).unwrap();
     let ours = list.as_array().unwrap().iter().find(|disk| disk["id"] == id).unwrap().clone();
     assert_eq!((&ours["state"], &ours["spec"]), (&"dead".into(), &"ram:1G".into()));
@@ -225,7 +231,7 @@ fn gc_removes_what_a_server_of_an_earlier_life_left() {
         serde_json::from_str(&host.works(&["status", "999999", "--json"])).unwrap();
     assert_eq!(status["state"], "dead");
     let said = host.works(&["gc"]);
-    for name in ["999999.json", "999999.log", "999999.sock", "999998.log"] {
+    for name in ["ublkb999999.json", "ublkb999999.log", "ublkb999999.sock", "nbd999998.log"] {
         assert!(said.contains(name), "{said}");
     }
     assert!(host.is_clean());
@@ -286,7 +292,8 @@ fn up_without_ublk_says_so_and_leaves_nothing() {
     let host = Host::new("up-no-ublk");
     let path = host.folder.join("up.toml");
     // Relative to the folder of the file, not to the one this runs in.
-    let text = "[[device]]\nspec = \"ram:1M\"\n[[device]]\nspec = \"file:new.img,size=1M\"\n";
+    let text = "[[device]]\nspec = \"ram:1M\"\nengine = \"ublk\"\n\
+                [[device]]\nspec = \"file:new.img,size=1M\"\nengine = \"ublk\"\n";
     // Nor is there an export when there is no device.
     let export =
         "[nbd]\nlisten = [\"unix:s\"]\n[[export]]\nname = \"a\"\nspec = \"file:other.img,size=1M\"\n";

@@ -94,6 +94,7 @@ trait ErasedBackend: Send + Sync {
     fn started(&self);
     fn close(&self) -> Result<()>;
     fn memory_used(&self) -> Option<u64>;
+    fn outlives_process(&self) -> bool;
     fn notes(&self) -> Vec<String>;
 }
 
@@ -123,6 +124,10 @@ impl<B: Backend> ErasedBackend for B {
 
     fn memory_used(&self) -> Option<u64> {
         Backend::memory_used(self)
+    }
+
+    fn outlives_process(&self) -> bool {
+        Backend::outlives_process(self)
     }
 
     fn notes(&self) -> Vec<String> {

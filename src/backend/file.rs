@@ -124,6 +124,10 @@ impl Backend for File {
             .map_err(|error| Error::system(format!("cannot flush {}", self.path.display()), error))
     }
 
+    fn outlives_process(&self) -> bool {
+        true
+    }
+
     fn notes(&self) -> Vec<String> {
         self.notes.clone()
     }

@@ -50,6 +50,10 @@ impl Backend for Null {
         Ok(NullQueue)
     }
 
+    fn outlives_process(&self) -> bool {
+        true
+    }
+
     fn notes(&self) -> Vec<String> {
         vec!["null: contents are undefined, use it for benchmarks only".into()]
     }

@@ -4,11 +4,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::background::Background;
 use super::{background, disk, output};
 use crate::config::Spec;
-use crate::engine::ublk::Options;
-use crate::error::{Error, Result};
+use crate::engine::{self, Choices, DeviceName, DeviceOptions, Engine, EngineWish, NbdChoices};
+use crate::error::{Error, Kind, Result};
 use crate::port::signal::Signals;
+use crate::queue::Stack;
 use crate::registry::Registry;
 use crate::sandbox;
 use crate::server::{self, Engines, Plan, Ready};
@@ -20,7 +22,7 @@ use crate::up;
 /// The path alone goes to standard output; what was chosen, and why, goes to standard error. The
 /// command returns when the disk can be opened. A server process of its own goes on serving the
 /// disk in the background until `blockhaus detach`; what it has to say later is in
-/// /run/blockhaus/ID.log.
+/// /run/blockhaus/NAME.log, as in nbd0.log.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// What the disk is made of: a type, an argument, and keys with values, as listed below.
@@ -31,9 +33,29 @@ pub(super) struct Arguments {
     #[arg(long = "filter", value_name = "NAME,KEY=VALUE")]
     filters: Vec<String>,
 
-    /// Ask for this id, N of /dev/ublkbN. Without it the kernel takes the lowest free one.
+    /// Which of the kernel's drivers shows the disk: ublk (/dev/ublkbN), nbd (/dev/nbdN, slower, and in every
+    /// kernel), or auto, the first of them that this machine has.
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    engine: String,
+
+    /// Ask for this number, N of /dev/ublkbN or /dev/nbdN. Without it the kernel takes the lowest free one.
     #[arg(long, value_name = "N")]
     id: Option<u32>,
+
+    /// With nbd: connections between the kernel and the server, 1 to 16, each with 128 requests at once. Without
+    /// it, one for each queue.
+    #[arg(long, value_name = "N")]
+    connections: Option<u32>,
+
+    /// With nbd: how long a request may take, 1 to 3600 seconds, before its connection counts as dead and it is sent
+    /// again. Requests that a server had when it was killed wait as long. Without it, 30.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+
+    /// With nbd: how long requests wait for a server while there is none, 0 to 86400 seconds, before they fail.
+    /// Without it, 120.
+    #[arg(long, value_name = "SECONDS")]
+    dead_connection_timeout: Option<u32>,
 
     /// Number of queues, each served by a thread of its own; at most the number of CPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -88,19 +110,23 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) fn run(arguments: Arguments, table: &SpecTable, background: bool) -> Result<ExitCode> {
-    if background {
-        return background::serve(|| plan(&arguments, table));
+pub(super) fn run(
+    arguments: Arguments,
+    table: &SpecTable,
+    background: Option<Background>,
+) -> Result<ExitCode> {
+    if let Some(background) = background {
+        return background::serve(background, || plan(&arguments, table, background.again));
     }
     // Blocked before a backend can make a thread.
     let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
     if arguments.foreground {
-        let plan = plan(&arguments, table)?;
+        let plan = plan(&arguments, table, None)?;
         server::run(plan, signals, Registry::of_host(), &mut |ready| print(ready, arguments.json))?;
         return Ok(ExitCode::SUCCESS);
     }
     // What is wrong with the command line is found before a process is started for it.
-    options(&arguments)?;
+    choices(&arguments)?;
     table.check(&arguments.spec.parse()?)?;
     disk::filters(&arguments.filters)?.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;
     match background::start(signals)? {
@@ -134,22 +160,55 @@ fn print(ready: &Ready, json: bool) -> Result<()> {
     }
 }
 
-fn plan(arguments: &Arguments, table: &SpecTable) -> Result<Plan> {
-    let (open, options) = options(arguments)?;
+/// What is to be served. A server that takes the place of one that was killed serves the same, as that device.
+fn plan(arguments: &Arguments, table: &SpecTable, again: Option<DeviceName>) -> Result<Plan> {
+    let (wish, mut open, choices) = choices(arguments)?;
+    open.again = again.is_some();
     let spec: Spec = arguments.spec.parse()?;
-    let notes = sandbox::prepare();
+    let mut notes = sandbox::prepare();
     let filters = disk::filters(&arguments.filters)?;
     let stack = table.open_with(&spec, &filters, &open)?;
     let spec = up::with_filters(&spec, &filters);
-    Ok(Plan { spec, stack, engines: Engines::Ublk(options), notes })
+    let wish = again.map_or(wish, |name| EngineWish::Only(name.engine));
+    let chosen = engine::choose(wish, &engine::available)?;
+    let (mut options, unused) = choices.with(chosen.engine);
+    notes.splice(0..0, std::iter::once(chosen.why).chain(unused));
+    if let (DeviceOptions::Nbd(options), Some(name)) = (&mut options, again) {
+        let identity = Registry::of_host().read(name).and_then(|entry| entry.identity);
+        let missing =
+            || Error::new(Kind::NotFound, format!("cannot serve {name} again"), "nothing is known of it");
+        (options.id, options.recover) = (Some(name.id), Some(identity.ok_or_else(missing)?));
+    }
+    if chosen.engine == Engine::Nbd {
+        notes.extend(
+            unkept(arguments, &*stack)
+                .map(|why| format!("nobody starts its server again when it is killed: {why}")),
+        );
+    }
+    Ok(Plan { spec, stack, engines: Engines::Device(options), notes })
+}
+
+/// Why nobody would start the server of a disk again by himself, where nobody would.
+fn unkept(arguments: &Arguments, stack: &dyn Stack) -> Option<&'static str> {
+    match (arguments.foreground, stack.outlives_process()) {
+        (_, false) => Some("what is on the disk ends with it"),
+        (true, true) => Some("it is in the foreground, and whoever started it may do so"),
+        (false, true) => None,
+    }
 }
 
 /// What the numbers of the command line mean, all of them checked.
-fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
+fn choices(arguments: &Arguments) -> Result<(EngineWish, OpenOptions, Choices)> {
+    let wish = arguments.engine.parse()?;
     let id = arguments.id.map(disk::id).transpose()?;
     let block_size = arguments.block_size.as_deref().map(disk::block_size).transpose()?;
-    let open = OpenOptions { read_only: arguments.read_only, block_size, engine_unit: None };
-    let options = Options {
+    let open = OpenOptions { read_only: arguments.read_only, block_size, ..OpenOptions::default() };
+    let nbd = NbdChoices {
+        connections: arguments.connections.map(disk::connections).transpose()?,
+        timeout: arguments.timeout.map(disk::timeout).transpose()?,
+        dead_connection: arguments.dead_connection_timeout.map(disk::dead_connection).transpose()?,
+    };
+    let choices = Choices {
         id,
         queues: disk::queues(arguments.queues)?,
         depth: disk::depth(arguments.depth)?,
@@ -158,6 +217,7 @@ fn options(arguments: &Arguments) -> Result<(OpenOptions, Options)> {
         load: arguments.load.parse()?,
         spin: disk::spin(arguments.spin_us)?,
         registered_tags: arguments.test_registered_tags,
+        nbd,
     };
-    Ok((open, options))
+    Ok((wish, open, choices))
 }

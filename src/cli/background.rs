@@ -12,13 +12,16 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 
 use super::output;
+use crate::engine::nbd::kernel::BY_NETLINK;
+use crate::engine::{DeviceName, Engine};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::process::{self, Helper, Standard};
 use crate::port::signal::{Signal, Signals};
 use crate::port::socket::poll;
-use crate::registry::Registry;
 use crate::registry::control::received_error;
+use crate::registry::{Registry, isolated};
+use crate::server::keeper::Running;
 use crate::server::{self, Plan, Ready};
 
 /// How long a server may take until its disk can be opened.
@@ -34,14 +37,28 @@ const MAX_LINE: usize = 1 << 20;
 /// definitions of the command line, since it is for nobody to type.
 const MARK: &str = "--background";
 
-/// The arguments without [`MARK`], and whether it was there.
-pub(super) fn arguments(mut arguments: Vec<OsString>) -> (Vec<OsString>, bool) {
-    let marked = arguments.get(1).is_some_and(|verb| verb == "attach")
-        && arguments.get(2).is_some_and(|next| next == MARK);
-    if marked {
-        arguments.remove(2);
-    }
-    (arguments, marked)
+/// A server in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Background {
+    /// It takes the place of this device's, which was killed.
+    pub(super) again: Option<DeviceName>,
+}
+
+/// The arguments without [`MARK`], and what it said, if it was there: `--background`, or `--background=nbd0` for a server
+/// that takes the place of another.
+pub(super) fn arguments(mut arguments: Vec<OsString>) -> (Vec<OsString>, Option<Background>) {
+    let is_attach = arguments.get(1).is_some_and(|verb| verb == "attach");
+    let mark = arguments.get(2).and_then(|next| next.to_str()).filter(|_| is_attach);
+    let again = match mark.and_then(|mark| mark.strip_prefix(MARK)) {
+        Some("") => None,
+        Some(device) => match device.strip_prefix('=').and_then(|name| name.parse().ok()) {
+            Some(name) => Some(name),
+            None => return (arguments, None),
+        },
+        None => return (arguments, None),
+    };
+    arguments.remove(2);
+    (arguments, Some(Background { again }))
 }
 
 /// The one line.
@@ -105,6 +122,51 @@ fn died(server: &mut Helper) -> Error {
         .cure("`blockhaus gc` removes what it may have left")
 }
 
+/// A server that a keeper has started, and whose disk is served again.
+struct Again {
+    server: Helper,
+    process: (i32, u64),
+}
+
+impl Running for Again {
+    fn process(&self) -> (i32, u64) {
+        self.process
+    }
+
+    fn bury(&mut self) {
+        self.server.ended_by(Deadline::after(CLEAN_UP));
+    }
+}
+
+/// Starts a server in the place of the one of this device, which was killed. `arguments` are those of that one.
+pub(super) fn again(name: DeviceName, arguments: &[OsString]) -> Result<Box<dyn Running>> {
+    let (arguments, _) = self::arguments([&["".into()], arguments].concat());
+    let mut arguments = arguments[1..].to_vec();
+    arguments.insert(1.min(arguments.len()), format!("{MARK}={name}").into());
+    let server = Helper::spawn(&arguments, MAX_LINE, false);
+    let mut server = server.map_err(|error| Error::system("cannot start the server process", error))?;
+    let line = match server.lines.receive_by(Deadline::after(PATIENCE)) {
+        Ok(line) => line,
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(died(&mut server)),
+        Err(error) => {
+            server.kill();
+            server.ended_by(Deadline::after(CLEAN_UP));
+            return Err(Error::system("the server process does not say that it is ready", error));
+        }
+    };
+    match said(&line) {
+        Ok(_) => {
+            let pid = server.pid();
+            let start = process::stat(pid).map_or(0, |stat| stat.start);
+            Ok(Box::new(Again { server, process: (pid, start) }))
+        }
+        Err(error) => {
+            server.ended_by(Deadline::after(CLEAN_UP));
+            Err(error)
+        }
+    }
+}
+
 /// Tells the server to end, and waits until it has cleaned up.
 fn give_up(server: &mut Helper, because: &str) -> Result<()> {
     output::note(&format!("giving up ({because}), the server cleans up"));
@@ -120,11 +182,11 @@ fn give_up(server: &mut Helper, because: &str) -> Result<()> {
 
 /// Is the server: opens what `plan` says and serves it. Errors go through the pipe until the disk
 /// is ready, and into the log afterwards.
-pub(super) fn serve(plan: impl FnOnce() -> Result<Plan>) -> Result<ExitCode> {
+pub(super) fn serve(background: Background, plan: impl FnOnce() -> Result<Plan>) -> Result<ExitCode> {
     process::close_inherited();
     process::set_name(c"blockhaus");
     let mut was_ready = false;
-    let result = try_serve(plan, &mut was_ready);
+    let result = try_serve(background, plan, &mut was_ready);
     let Err(error) = result else { return Ok(ExitCode::SUCCESS) };
     match was_ready {
         true => server::log(&error.to_string()),
@@ -136,23 +198,77 @@ pub(super) fn serve(plan: impl FnOnce() -> Result<Plan>) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn try_serve(plan: impl FnOnce() -> Result<Plan>, was_ready: &mut bool) -> Result<()> {
+fn try_serve(
+    background: Background,
+    plan: impl FnOnce() -> Result<Plan>,
+    was_ready: &mut bool,
+) -> Result<()> {
     let system = |what: &'static str| move |error: std::io::Error| Error::system(what, error);
     process::own_session().map_err(system("cannot leave the session"))?;
     let signals = Signals::block().map_err(system("cannot block signals"))?;
     // Relative paths in the spec begin where the person is; only what is opened later does not.
     let plan = plan()?;
+    let is_again = background.again.is_some();
+    let can_be_kept = plan.stack.outlives_process();
     let registry = Registry::of_host();
     let logs = registry.clone();
     server::run(plan, signals, registry, &mut |ready| {
-        let log_path = logs.log(ready.id);
-        let log = File::create(&log_path)
-            .map_err(|error| Error::system(format!("cannot make the log {}", log_path.display()), error))?;
+        let log_path = logs.log(ready.name);
+        // What was said before a server was killed stays.
+        let log =
+            File::options().create(true).write(true).append(is_again).truncate(!is_again).open(&log_path);
+        let log =
+            log.map_err(|error| Error::system(format!("cannot make the log {}", log_path.display()), error))?;
         process::redirect(Standard::Error, &log).map_err(system("cannot use the log"))?;
+        // While the folder is the one that relative paths begin at.
+        if !is_again && can_be_kept && is_kept(ready) {
+            start_keeper(ready.name).map_err(system("cannot start the keeper"))?;
+        }
         std::env::set_current_dir("/").map_err(system("cannot leave the folder"))?;
         output::json(&Said::Ready(Box::new(ready.clone())))?;
         *was_ready = true;
         let null = process::null_device().map_err(system("cannot open /dev/null"))?;
         process::redirect(Standard::Output, &null).map_err(system("cannot close standard output"))
     })
+}
+
+/// Whether the kernel keeps this device while its server is gone.
+fn is_kept(ready: &Ready) -> bool {
+    ready.name.engine == Engine::Nbd && ready.data_path == BY_NETLINK
+}
+
+/// Starts a process that starts this one again when it is killed.
+fn start_keeper(name: DeviceName) -> std::io::Result<()> {
+    let pid = process::own_pid();
+    let start = process::stat(pid).map_or(0, |stat| stat.start);
+    let mut arguments: Vec<OsString> =
+        vec![isolated::VERB.into(), isolated::KEEP.into(), name.to_string().into()];
+    arguments.extend([pid.to_string().into(), start.to_string().into()]);
+    arguments.extend(std::env::args_os().skip(1));
+    process::start_apart(&arguments).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_server_in_the_background_is_told_by_its_mark() {
+        let nbd = Some(DeviceName::nbd(0));
+        for (given, left, said) in [
+            ("b attach ram:1G", "b attach ram:1G", None),
+            ("b attach --background ram:1G", "b attach ram:1G", Some(None)),
+            ("b attach --background=nbd0 ram:1G", "b attach ram:1G", Some(nbd)),
+            ("b attach --background=sda ram:1G", "b attach --background=sda ram:1G", None),
+            ("b attach --backgrounds ram:1G", "b attach --backgrounds ram:1G", None),
+            ("b detach --background", "b detach --background", None),
+        ] {
+            let found = arguments(words(given));
+            assert_eq!(found, (words(left), said.map(|again| Background { again })), "{given}");
+        }
+    }
 }

@@ -116,7 +116,7 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     let picture = arguments.svg.as_deref().map(picture::check).transpose()?;
     let target = Target::parse(&arguments.disk, &arguments.filters, table)?;
     let mut remarks = remarks::before(&target, arguments.write);
-    let options = OpenOptions { read_only: !arguments.write, block_size: None, engine_unit: None };
+    let options = OpenOptions { read_only: !arguments.write, ..OpenOptions::default() };
     let stack = table
         .open_with(&target.spec, &target.filters, &options)
         .map_err(|error| target.explain(error, arguments.write))?;

@@ -16,7 +16,7 @@ use crate::registry::{Registry, devices};
 /// not be finished in that time goes on in the background.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The disk: an id such as 0, or a path such as /dev/ublkb0.
+    /// The disk: its number, such as 0, its name, such as nbd0, or its path, such as /dev/ublkb0.
     #[arg(value_name = "ID|DEVICE", required_unless_present = "all", conflicts_with = "all")]
     device: Option<String>,
 
@@ -37,7 +37,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     let registry = Registry::of_host();
     let results = match &arguments.device {
-        Some(device) => vec![detach(&registry, devices::parse_id(device)?, arguments.force)],
+        Some(device) => vec![detach(&registry, devices::meant(&registry, device)?, arguments.force)],
         None => detach_all(&registry, arguments.force),
     };
     print(results, arguments.json)

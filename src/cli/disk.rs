@@ -16,7 +16,7 @@ pub(super) fn depth(asked: u32) -> Result<u16> {
     up::limits().depth(asked.into()).map_err(|outside| refused("--depth", outside))
 }
 
-/// N of /dev/ublkbN.
+/// N of /dev/ublkbN or /dev/nbdN.
 pub(super) fn id(asked: u32) -> Result<u32> {
     up::limits().id(asked.into()).map_err(|outside| refused("--id", outside))
 }
@@ -25,6 +25,25 @@ pub(super) fn id(asked: u32) -> Result<u32> {
 pub(super) fn spin(asked_us: u32) -> Result<Duration> {
     let spin_us = up::limits().spin_us(asked_us.into()).map_err(|outside| refused("--spin-us", outside))?;
     Ok(Duration::from_micros(spin_us.into()))
+}
+
+/// A number of connections between the kernel's NBD driver and the server.
+pub(super) fn connections(asked: u32) -> Result<u16> {
+    up::limits().connections(asked.into()).map_err(|outside| refused("--connections", outside))
+}
+
+/// A time that a request may take.
+pub(super) fn timeout(asked_s: u32) -> Result<Duration> {
+    let timeout_s =
+        up::limits().timeout_s(asked_s.into()).map_err(|outside| refused("--timeout", outside))?;
+    Ok(Duration::from_secs(timeout_s.into()))
+}
+
+/// A time to wait for a server.
+pub(super) fn dead_connection(asked_s: u32) -> Result<Duration> {
+    let time_s = up::limits().dead_connection_s(asked_s.into());
+    let time_s = time_s.map_err(|outside| refused("--dead-connection-timeout", outside))?;
+    Ok(Duration::from_secs(time_s.into()))
 }
 
 /// A logical block size in bytes.

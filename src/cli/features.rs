@@ -1,4 +1,4 @@
-//! `features`: what this kernel's ublk can do.
+//! `features`: which engines this machine has, and what its ublk can do.
 
 use std::process::ExitCode;
 
@@ -8,11 +8,12 @@ use serde::Serialize;
 
 use super::output;
 use crate::engine::ublk::control::Control;
+use crate::engine::{self, Engine};
 use crate::error::Result;
 use crate::port::system;
 
-/// Shows what the ublk driver of this kernel offers and what that means; where there is no ublk,
-/// why, and what to do about it.
+/// Shows which engines this machine has, and what its ublk driver offers and what that means. Where an engine
+/// is missing, why, and what to do about it.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Print one JSON object.
@@ -74,9 +75,18 @@ struct Row {
     offered: bool,
 }
 
+/// An engine and whether this machine has it.
+#[derive(Debug, Serialize)]
+struct EngineRow {
+    engine: Engine,
+    offered: bool,
+    reason: Option<String>,
+}
+
 #[derive(Debug, Serialize)]
 struct Answer {
     kernel: String,
+    engines: Vec<EngineRow>,
     ublk: bool,
     reason: Option<String>,
     mask: Option<String>,
@@ -90,8 +100,14 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
         Ok(features) => (Some(features.bits()), None),
         Err(error) => (None, Some(error.to_string())),
     };
+    let engine = |engine: Engine| {
+        let missing = engine::available(engine).err();
+        let reason = missing.map(|error| error.to_string());
+        EngineRow { engine, offered: reason.is_none(), reason }
+    };
     let answer = Answer {
         kernel,
+        engines: Engine::ALL.into_iter().map(engine).collect(),
         ublk: mask.is_some(),
         reason,
         mask: mask.map(|mask| format!("{mask:#x}")),
@@ -124,8 +140,17 @@ fn rows(mask: u64) -> Vec<Row> {
 }
 
 fn text(answer: &Answer) -> String {
-    if let Some(reason) = &answer.reason {
-        return format!("no ublk: {reason}\n");
+    let rows: Vec<Vec<String>> = answer
+        .engines
+        .iter()
+        .map(|row| {
+            let offered = if row.offered { "yes" } else { "no" };
+            vec![row.engine.to_string(), offered.to_owned(), row.reason.clone().unwrap_or_default()]
+        })
+        .collect();
+    let engines = output::table(&["ENGINE", "HERE", "WHY NOT"], &rows);
+    if answer.reason.is_some() {
+        return engines;
     }
     let rows: Vec<Vec<String>> = answer
         .features
@@ -143,7 +168,7 @@ fn text(answer: &Answer) -> String {
         .collect();
     let mask = answer.mask.as_deref().unwrap_or("?");
     let table = output::table(&["BIT", "NAME", "HERE", "SINCE", "MEANING"], &rows);
-    format!("Linux {} has ublk, features {mask}\n\n{table}", answer.kernel)
+    format!("{engines}\nLinux {} has ublk, features {mask}\n\n{table}", answer.kernel)
 }
 
 #[cfg(test)]

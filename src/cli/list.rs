@@ -7,14 +7,16 @@ use serde::Serialize;
 
 use super::{exports, output};
 use crate::config::human_size;
+use crate::engine::{DeviceName, Engine};
 use crate::error::Result;
+use crate::registry::Registry;
 use crate::registry::survey::{Seen, survey};
-use crate::registry::{Registry, devices};
 
-/// Lists the ublk disks of this machine and how they are, and what processes of `up` offer to NBD
+/// Lists the disks of this machine and how they are, and what processes of `up` offer to NBD
 /// clients.
 ///
-/// The state is `starting`, `live`, `stopping`, `hung` (the server does not answer), `dead` (the
+/// The state is `starting`, `live`, `stopping`, `hung` (the server does not answer), `recovering` (the server was
+/// killed, and its keeper is starting another one), `dead` (the
 /// server is gone; `blockhaus gc` cleans up) or `foreign` (made by another program).
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -30,7 +32,9 @@ pub(super) struct Arguments {
 /// What is said about every disk.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
+    name: DeviceName,
     id: u32,
+    pub(super) engine: Engine,
     pub(super) device: String,
     pub(super) spec: Option<String>,
     /// The file of the `up` that serves it.
@@ -46,8 +50,10 @@ pub(super) struct Summary {
 impl Summary {
     pub(super) fn of(seen: &Seen) -> Summary {
         Summary {
-            id: seen.id,
-            device: devices::disk(seen.id).display().to_string(),
+            name: seen.name,
+            id: seen.name.id,
+            engine: seen.name.engine,
+            device: seen.path().display().to_string(),
             spec: seen.entry.as_ref().map(|entry| entry.spec.clone()),
             config: seen
                 .entry
@@ -77,7 +83,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if summaries.is_empty() {
-        output::note("there are no ublk disks; `blockhaus attach ram:1G` makes one");
+        output::note("there are no disks; `blockhaus attach ram:1G` makes one");
     } else {
         let headings = ["ID", "DEVICE", "STATE", "SIZE", "QUEUES", "DEPTH", "PID", "UPTIME", "SPEC"];
         let rows: Vec<Vec<String>> = summaries.iter().map(row).collect();

@@ -69,6 +69,7 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
         read_only: arguments.read_only,
         block_size: arguments.block_size.as_deref().map(disk::block_size).transpose()?,
         engine_unit: Some(UNIT),
+        again: false,
     };
     let filters = disk::filters(&arguments.filters)?;
     filters.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;

@@ -22,7 +22,8 @@ use crate::registry::{Registry, statistics};
 /// not see: of these every 32nd is measured.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The disk: an id such as 0, a path such as /dev/ublkb0, or the name of an export of `up`.
+    /// The disk: its number, such as 0, its name, such as nbd0, its path, such as /dev/ublkb0, or the name of an
+    /// export of `up`.
     #[arg(value_name = "ID|DEVICE|EXPORT")]
     disk: String,
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::list::{Summary, human_time, or_dash};
 use super::output;
 use crate::config::human_size;
-use crate::engine::ublk::{QueueThread, Report};
+use crate::engine::{QueueThread, Report};
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
 use crate::port::process;
@@ -20,7 +20,7 @@ use crate::registry::{Registry, devices};
 /// takes, its queue threads, and who uses it.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The disk: an id such as 0, or a path such as /dev/ublkb0.
+    /// The disk: its number, such as 0, its name, such as nbd0, or its path, such as /dev/ublkb0.
     #[arg(value_name = "ID|DEVICE")]
     device: String,
 
@@ -50,7 +50,8 @@ struct Status {
     directory: Option<String>,
     /// Where the server writes what it has to say.
     log: Option<String>,
-    engine: Option<String>,
+    /// The process that starts the server again when it is killed.
+    keeper: Option<i32>,
     data_path: Option<String>,
     data_path_reason: Option<String>,
     block_size: Option<u32>,
@@ -70,16 +71,16 @@ impl Status {
         let pid = seen.pid().filter(|_| seen.entry.as_ref().is_some_and(|entry| entry.is_alive()));
         let process_memory = pid.and_then(process::memory);
         // Nothing here touches the disk itself, whose server may hang.
-        let users = holders::passive(&devices::disk(seen.id), &pid.into_iter().collect::<Vec<_>>());
+        let users = holders::passive(&seen.path(), &pid.into_iter().collect::<Vec<_>>());
         let text = |of: fn(&Report) -> &String| report.map(|report| of(report).clone());
         let mut notes: Vec<String> = report.map(|report| report.notes.clone()).unwrap_or_default();
         notes.extend(seen.why.clone());
         let registry = Registry::of_host();
-        let log = Some(registry.log(seen.id)).filter(|log| seen.entry.is_some() && log.exists());
+        let log = Some(registry.log(seen.name)).filter(|log| seen.entry.is_some() && log.exists());
         Status {
             directory: seen.entry.as_ref().map(|entry| entry.directory.display().to_string()),
             log: log.map(|log| log.display().to_string()),
-            engine: text(|report| &report.engine),
+            keeper: registry.keeper(seen.name).map(|keeper| keeper.pid),
             data_path: text(|report| &report.data_path),
             data_path_reason: text(|report| &report.data_path_reason),
             block_size: report.map(|report| report.block_size),
@@ -118,13 +119,14 @@ impl Status {
         );
         say("block size", or_dash(self.block_size));
         say("queues", format!("{} x {} requests", or_dash(disk.queues), or_dash(disk.depth)));
-        say("engine", self.engine.clone().unwrap_or_default());
+        say("engine", disk.engine.to_string());
         if let (Some(path), Some(reason)) = (&self.data_path, &self.data_path_reason) {
             say("data path", format!("{path}: {reason}"));
         }
         say("features", self.features.join(" "));
         say("flags", self.flags.join(" "));
         say("server", disk.pid.map_or_else(|| "-".into(), |pid| format!("process {pid}")));
+        say("keeper", self.keeper.map_or_else(String::new, |pid| format!("process {pid}")));
         say("directory", self.directory.clone().unwrap_or_default());
         say("log", self.log.clone().unwrap_or_default());
         say("uptime", or_dash(disk.uptime_s.map(human_time)));
@@ -165,10 +167,11 @@ impl Status {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let id = devices::parse_id(&arguments.device)?;
-    // A dead device of ours and a foreign one may share an id: the one that is there counts.
-    let Some(seen) = survey(&Registry::of_host(), Some(id)).pop() else {
-        let what = format!("no status of {}", devices::disk(id).display());
+    let registry = Registry::of_host();
+    let name = devices::meant(&registry, &arguments.device)?;
+    // A dead device of ours and a foreign one may share a name: the one that is there counts.
+    let Some(seen) = survey(&registry, Some(name)).pop() else {
+        let what = format!("no status of {}", name.path().display());
         return Err(Error::new(Kind::NotFound, what, "there is no such device")
             .cure("`blockhaus list` shows what there is"));
     };

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::Spec;
 use super::entrance::{self, Nbd};
 use super::keys::{DEVICE, EXPORT, NBD, names};
-use super::limits::Limits;
+use super::limits::{Limits, Outside};
 use super::section::{Document, Placed, Section};
 use crate::error::Result;
 
@@ -60,8 +60,16 @@ pub struct Disk {
 pub struct Device {
     /// What it shows.
     pub disk: Disk,
-    /// N of /dev/ublkbN, where that was asked for.
+    /// What shows it, by its name, where that was asked for.
+    pub engine: Option<String>,
+    /// Its number with its engine, where that was asked for.
     pub id: Option<u32>,
+    /// Connections between the kernel's NBD driver and the server, where that was asked for.
+    pub connections: Option<u16>,
+    /// How long a request may take, in seconds, where that was asked for.
+    pub timeout_s: Option<u32>,
+    /// How long requests wait for a server, in seconds, where that was asked for.
+    pub dead_connection_s: Option<u32>,
     /// Number of queues.
     pub queues: u16,
     /// Requests that each takes at once.
@@ -147,6 +155,18 @@ fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
         Some(id) => Some(limits.id(id.value).map_err(|outside| section.outside("id", id.at, outside))?),
         None => None,
     };
+    let engine = section.text("engine", "\"auto\"")?.map(|text| text.value.to_owned());
+    let number = |key: &str, example: &str, of: &dyn Fn(u64) -> std::result::Result<u32, Outside>| {
+        let number = section.number(key, example)?;
+        let checked = |number: Placed<u64>| {
+            of(number.value).map_err(|outside| section.outside(key, number.at, outside))
+        };
+        number.map(checked).transpose()
+    };
+    let connections = number("connections", "4", &|wanted| limits.connections(wanted).map(u32::from))?;
+    let timeout_s = number("timeout", "30", &|wanted| limits.timeout_s(wanted))?;
+    let dead_connection_s =
+        number("dead-connection-timeout", "120", &|wanted| limits.dead_connection_s(wanted))?;
     let (queues, depth) = queues(section, limits)?;
     let partition_scan = section.flag("partition-scan")?.unwrap_or(true);
     let data_path = section.text("data-path", "\"auto\"")?.map(|text| text.value.to_owned());
@@ -160,7 +180,11 @@ fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
     let export = section.text("export", "\"disk\"")?.map(|name| export_name(section, name)).transpose()?;
     Ok(Device {
         disk: disk(section, limits)?,
+        engine,
         id,
+        connections: connections.map(|count| count as u16),
+        timeout_s,
+        dead_connection_s,
         queues,
         depth,
         partition_scan,
@@ -247,8 +271,10 @@ fn together(document: Document<'_>, config: &Config) -> Result<()> {
     };
     let mut ids = BTreeMap::new();
     for device in &config.devices {
+        // What auto takes is not known here: it is one and the same for all of them.
+        let engine = device.part.engine.as_deref().unwrap_or("auto");
         if let Some(id) = device.part.id
-            && let Some(other) = ids.insert(id, device.line)
+            && let Some(other) = ids.insert((engine, id), device.line)
         {
             let why = format!("two devices with id {id}, the other one in line {other}");
             return error(device.line, why, "give one of them another id, or none for the lowest free one");
@@ -310,7 +336,7 @@ mod tests {
     #[test]
     fn every_key_has_its_place() {
         let config = read(
-            "[[device]]\nspec = \"file:/a.img,direct=no\"\nid = 7\nqueues = 2\ndepth = 0x40\nblock-size = \"4K\"\n\
+            "[[device]]\nspec = \"file:/a.img,direct=no\"\nid = 7\nqueues = 2\ndepth = 0x40\nengine = \"nbd\"\nconnections = 4\ntimeout = 5\nblock-size = \"4K\"\n\
              read-only = true\npartition-scan = false\ndata-path = \"copy\"\nfilters = [\"throttle,iops=1000\", \"log\"]\n\
              export = \"both\"\n\
              [[device]]\nspec = \"ram:1G\"\n\
@@ -318,7 +344,9 @@ mod tests {
              [[export]]\nname = \"\"\nspec = \"null:1G\"\nblock-size = 512\nqueues = 3\ndepth = 9\n",
         );
         let [first, second] = &config.devices[..] else { panic!("{config:?}") };
-        assert_eq!((first.line, second.line), (1, 12));
+        assert_eq!((first.line, second.line), (1, 15));
+        assert_eq!((first.part.engine.as_deref(), first.part.connections), (Some("nbd"), Some(4)));
+        assert_eq!((first.part.timeout_s, first.part.dead_connection_s), (Some(5), None));
         assert_eq!((first.part.export.as_deref(), &second.part.export), (Some("both"), &None));
         assert_eq!(first.part.data_path.as_deref(), Some("copy"));
         let disk = &first.part.disk;
@@ -353,6 +381,7 @@ mod tests {
             ("[[device]]\nspec = \"ram:1G\"\nqueues = 5\n", &["line 3", "4 CPUs", "write queues = 4"]),
             ("[[device]]\nspec = \"ram:1G\"\ndepth = 0\n", &["line 3", "depth 0", "write depth = 1"]),
             ("[[device]]\nspec = \"ram:1G\"\ndepth = -1\n", &["line 3", "-1", "depth = 128"]),
+            ("[[device]]\nspec = \"ram:1G\"\nconnections = 17\n", &["line 3", "17", "connections = 16"]),
             ("[[device]]\nspec = \"ram:1G\"\nid = 1048576\n", &["line 3", "1048576", "leave id out"]),
             (
                 "[[device]]\nspec = \"ram:1G\"\nblock-size = 1000\n",

@@ -33,7 +33,31 @@ const BLOCK_SIZE: &str =
 /// Every key there is.
 pub const KEYS: &[Key] = &[
     key(DEVICE, "spec", "\"SPEC\"", SPEC),
-    key(DEVICE, "id", "N", "N of /dev/ublkbN. Without it the kernel takes the lowest free one."),
+    key(
+        DEVICE,
+        "engine",
+        "\"ENGINE\"",
+        "What shows the disk: ublk (/dev/ublkbN), nbd (/dev/nbdN) or auto, the first that this machine has (auto).",
+    ),
+    key(DEVICE, "id", "N", "N of /dev/ublkbN or /dev/nbdN. Without it the kernel takes the lowest free one."),
+    key(
+        DEVICE,
+        "connections",
+        "N",
+        "With nbd: connections between the kernel and the server, 1 to 16 (one a queue).",
+    ),
+    key(
+        DEVICE,
+        "timeout",
+        "SECONDS",
+        "With nbd: how long a request may take before its connection counts as dead, 1 to 3600 (30).",
+    ),
+    key(
+        DEVICE,
+        "dead-connection-timeout",
+        "SECONDS",
+        "With nbd: how long requests wait for a server while there is none, 0 to 86400 (120).",
+    ),
     key(DEVICE, "queues", "N", QUEUES),
     key(DEVICE, "depth", "N", DEPTH),
     key(DEVICE, "block-size", "SIZE", BLOCK_SIZE),

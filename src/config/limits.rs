@@ -8,6 +8,15 @@ pub const MAX_DEPTH: u16 = blockhaus_uapi::ublk::MAX_QUEUE_DEPTH;
 /// Longest that a thread looks for work, in microseconds: what is longer gives a processor away.
 pub const MAX_SPIN_US: u16 = 1000;
 
+/// Most connections between the kernel's NBD driver and a server.
+pub const MAX_NBD_CONNECTIONS: u16 = 16;
+
+/// Longest that a request may take before its connection counts as dead, in seconds.
+pub const MAX_TIMEOUT_S: u32 = 3600;
+
+/// Longest that requests may wait for a server, in seconds.
+pub const MAX_DEAD_CONNECTION_S: u32 = 86_400;
+
 /// One more than the highest id that the driver takes (UBLK_MINORS).
 pub const IDS: u32 = 1 << 20;
 
@@ -51,12 +60,40 @@ impl Limits {
         })
     }
 
-    /// N of /dev/ublkbN.
+    /// N of /dev/ublkbN or /dev/nbdN.
     pub fn id(&self, wanted: u64) -> Result<u32, Outside> {
         u32::try_from(wanted).ok().filter(|id| *id < IDS).ok_or_else(|| Outside {
             what: format!("cannot have id {wanted}"),
             why: format!("ids are 0 to {}", IDS - 1),
             instead: Vec::new(),
+        })
+    }
+
+    /// Connections between the kernel's NBD driver and the server.
+    pub fn connections(&self, wanted: u64) -> Result<u16, Outside> {
+        let most = MAX_NBD_CONNECTIONS;
+        u16::try_from(wanted).ok().filter(|count| (1..=most).contains(count)).ok_or_else(|| Outside {
+            what: format!("cannot have {wanted} connections"),
+            why: format!("a disk has 1 to {most} of them"),
+            instead: vec![wanted.clamp(1, most.into()).to_string()],
+        })
+    }
+
+    /// How long a request may take, in seconds.
+    pub fn timeout_s(&self, wanted: u64) -> Result<u32, Outside> {
+        u32::try_from(wanted).ok().filter(|time| (1..=MAX_TIMEOUT_S).contains(time)).ok_or_else(|| Outside {
+            what: format!("cannot have a timeout of {wanted} s"),
+            why: format!("a request may take 1 to {MAX_TIMEOUT_S} s"),
+            instead: vec![wanted.clamp(1, MAX_TIMEOUT_S.into()).to_string()],
+        })
+    }
+
+    /// How long requests wait for a server, in seconds.
+    pub fn dead_connection_s(&self, wanted: u64) -> Result<u32, Outside> {
+        u32::try_from(wanted).ok().filter(|time| *time <= MAX_DEAD_CONNECTION_S).ok_or_else(|| Outside {
+            what: format!("cannot wait {wanted} s for a server"),
+            why: format!("requests may wait 0 to {MAX_DEAD_CONNECTION_S} s"),
+            instead: vec![MAX_DEAD_CONNECTION_S.to_string()],
         })
     }
 
@@ -102,6 +139,11 @@ mod tests {
         assert_eq!((LIMITS.id(0), LIMITS.id(1_048_575)), (Ok(0), Ok(1_048_575)));
         assert_eq!((LIMITS.block_size("512"), LIMITS.block_size("4K")), (Ok(512), Ok(4096)));
         assert!(LIMITS.queues(0).is_err() && LIMITS.depth(0).is_err());
+        assert_eq!((LIMITS.connections(1), LIMITS.connections(16)), (Ok(1), Ok(16)));
+        assert_eq!((LIMITS.timeout_s(1), LIMITS.timeout_s(3600)), (Ok(1), Ok(3600)));
+        assert_eq!((LIMITS.dead_connection_s(0), LIMITS.dead_connection_s(86_400)), (Ok(0), Ok(86_400)));
+        assert!(LIMITS.connections(0).is_err() && LIMITS.connections(17).is_err());
+        assert!(LIMITS.timeout_s(0).is_err() && LIMITS.dead_connection_s(86_401).is_err());
         assert!(LIMITS.id(1_048_576).unwrap_err().instead.is_empty());
         for size in ["256", "8K", "513", "x", ""] {
             assert!(LIMITS.block_size(size).is_err(), "{size}");

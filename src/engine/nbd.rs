@@ -15,6 +15,7 @@ mod door;
 mod export;
 mod exported;
 mod front;
+pub mod kernel;
 mod pool;
 mod report;
 mod seat;

@@ -12,11 +12,9 @@ mod device;
 mod front;
 mod params;
 mod queue_thread;
-pub mod report;
 
 pub use data_path::{DATA_PATHS, DataPath, Load, Wish};
 pub use device::{Device, Options};
-pub use report::{Memory, QueueThread, Report};
 
 /// Requests in flight per queue, unless somebody says otherwise.
 pub const DEFAULT_DEPTH: u16 = 128;

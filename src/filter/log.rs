@@ -146,6 +146,10 @@ impl<B: Backend> Backend for Log<B> {
         self.below.memory_used()
     }
 
+    fn outlives_process(&self) -> bool {
+        self.below.outlives_process()
+    }
+
     fn notes(&self) -> Vec<String> {
         notes(format!("log: a line for each request to {}", self.to), self.below.notes())
     }

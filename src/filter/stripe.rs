@@ -119,6 +119,10 @@ impl<B: Backend> Backend for Stripe<B> {
         self.members.iter().filter_map(Backend::memory_used).reduce(|sum, one| sum.saturating_add(one))
     }
 
+    fn outlives_process(&self) -> bool {
+        self.members.iter().all(Backend::outlives_process)
+    }
+
     fn notes(&self) -> Vec<String> {
         let size = self.geometry().size / self.layout.members;
         let mut own = format!("stripe: {} disks, chunks of {} bytes", self.members.len(), self.layout.chunk);

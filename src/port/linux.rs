@@ -8,6 +8,8 @@ pub mod command;
 pub mod file;
 pub mod inherited;
 pub mod memory;
+pub mod nbd;
+pub mod netlink;
 pub mod node;
 pub mod notify;
 pub mod outgoing;

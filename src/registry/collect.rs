@@ -6,6 +6,7 @@ use super::control::State;
 use super::isolated::{self, DeviceInfo};
 use super::survey::{Seen, survey};
 use super::{Registry, devices};
+use crate::engine::{DeviceName, Engine};
 use crate::error::{Error, Kind, Result};
 use crate::holders;
 use crate::port::clock::{Deadline, Duration};
@@ -45,10 +46,10 @@ pub fn collect(registry: &Registry, foreign: bool) -> Collected {
     for seen in survey(registry, None) {
         let result = match (seen.state, seen.driver) {
             (State::Dead, _) => ours(registry, &seen, &mut collected.removed),
-            (State::Foreign, Some(info)) if foreign => foreigner(seen.id, info, &mut collected.removed),
+            (State::Foreign, Some(info)) if foreign => foreigner(seen.name, info, &mut collected.removed),
             (State::Foreign, None) if foreign => Err(Error::new(
                 Kind::Failed,
-                format!("cannot tell whether {} is in use", devices::disk(seen.id).display()),
+                format!("cannot tell whether {} is in use", seen.path().display()),
                 "the driver does not say who serves it",
             )
             .cure("run as root")),
@@ -60,30 +61,35 @@ pub fn collect(registry: &Registry, foreign: bool) -> Collected {
 }
 
 fn ours(registry: &Registry, seen: &Seen, removed: &mut Vec<Removed>) -> Result<()> {
-    let id = seen.id;
+    let name = seen.name;
     let Some(entry) = &seen.entry else {
-        let files = registry.remove_debris(id)?;
+        let files = registry.remove_debris(name)?;
         removed.extend(files.into_iter().map(|path| file(&path)));
         return Ok(());
     };
-    if devices::exists(id) && entry.owns_device() {
-        isolated::remove(id, Deadline::after(PATIENCE))?;
-        removed.push(device(id));
+    registry.dismiss_keeper(name)?;
+    if devices::exists(name) && entry.owns_device() {
+        isolated::remove(name, Deadline::after(PATIENCE))?;
+        removed.push(device(name));
     }
     let files = registry.remove(entry, false)?;
-    let others = registry.remove_debris(id)?;
+    let others = registry.remove_debris(name)?;
     removed.extend(files.iter().chain(&others).map(|path| file(path)));
     Ok(())
 }
 
-fn foreigner(id: u32, info: DeviceInfo, removed: &mut Vec<Removed>) -> Result<()> {
-    // A program that is just making a device has not told the driver its process yet, so it must
-    // also be old, and nobody may have its side of it open.
-    if info.is_served() || !is_old(id) || !holders::openers(&devices::server_side(id)).is_empty() {
+fn foreigner(name: DeviceName, info: DeviceInfo, removed: &mut Vec<Removed>) -> Result<()> {
+    // Nothing tells who serves a device of the NBD driver: whoever connected it may well have ended.
+    if name.engine == Engine::Nbd {
         return Ok(());
     }
-    isolated::remove(id, Deadline::after(PATIENCE))?;
-    removed.push(device(id));
+    // A program that is just making a device has not told the driver its process yet, so it must
+    // also be old, and nobody may have its side of it open.
+    if info.is_served() || !is_old(name.id) || !holders::openers(&devices::server_side(name.id)).is_empty() {
+        return Ok(());
+    }
+    isolated::remove(name, Deadline::after(PATIENCE))?;
+    removed.push(device(name));
     Ok(())
 }
 
@@ -91,8 +97,8 @@ fn is_old(id: u32) -> bool {
     devices::age(id).is_some_and(|age| age >= FOREIGN_AGE)
 }
 
-fn device(id: u32) -> Removed {
-    Removed { path: devices::disk(id).display().to_string(), what: "device" }
+fn device(name: DeviceName) -> Removed {
+    Removed { path: name.path().display().to_string(), what: "device" }
 }
 
 fn file(path: &std::path::Path) -> Removed {
@@ -100,6 +106,7 @@ fn file(path: &std::path::Path) -> Removed {
         Some("json") => "entry",
         Some("sock") => "socket",
         Some("log") => "log",
+        Some("keeper") => "keeper",
         _ => "file",
     };
     Removed { path: path.display().to_string(), what }

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::servers::Server;
 use super::{Entry, Registry};
-use crate::engine::nbd;
-use crate::engine::ublk::Report;
+use crate::engine::{Report, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Stats;
 use crate::port::clock::Deadline;
@@ -45,6 +44,13 @@ pub enum Request {
         /// Also what is in use.
         force: bool,
     },
+}
+
+impl Request {
+    /// Whether it is also about what is in use.
+    pub fn is_forced(self) -> bool {
+        matches!(self, Request::Stop { force: true } | Request::End { force: true })
+    }
 }
 
 /// What the server answers.
@@ -159,6 +165,8 @@ pub enum State {
     Stopping,
     /// Its server runs and does not answer.
     Hung,
+    /// Its server was killed, and its keeper is starting another one.
+    Recovering,
     /// Its server is gone.
     Dead,
     /// It belongs to another program.
@@ -173,6 +181,7 @@ impl State {
             State::Live => "live",
             State::Stopping => "stopping",
             State::Hung => "hung",
+            State::Recovering => "recovering",
             State::Dead => "dead",
             State::Foreign => "foreign",
         }
@@ -192,7 +201,7 @@ impl Client {
     /// accepts connections.
     pub fn send(registry: &Registry, entry: &Entry, request: Request) -> Result<Client> {
         let what = format!("cannot ask the server of {} (process {})", entry.device.display(), entry.pid);
-        Client::connect(&registry.socket(entry.id), what, entry.pid, request)
+        Client::connect(&registry.socket(entry.name), what, entry.pid, request)
     }
 
     /// As [`send`](Self::send), to a process of `up`.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::control::{Client, Reply, Request, received_error, why_silent};
 use super::{Entry, Registry, devices, isolated};
+use crate::engine::{DeviceName, Engine};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::process::Other;
@@ -21,7 +22,9 @@ pub(super) const DEATH: Duration = Duration::from_secs(4);
 /// What was done.
 #[derive(Clone, Debug, Serialize)]
 pub struct Detached {
-    /// N of /dev/ublkbN.
+    /// Its name.
+    pub name: DeviceName,
+    /// Its number with its engine.
     pub id: u32,
     /// The disk's path.
     pub device: std::path::PathBuf,
@@ -30,9 +33,9 @@ pub struct Detached {
 }
 
 /// Takes the device away, and returns when it is gone.
-pub fn detach(registry: &Registry, id: u32, force: bool) -> Result<Detached> {
+pub fn detach(registry: &Registry, name: DeviceName, force: bool) -> Result<Detached> {
     let deadline = Deadline::after(ANSWER);
-    let Some(entry) = registry.read(id) else { return Err(unknown(id)) };
+    let Some(entry) = registry.read(name) else { return Err(unknown(name)) };
     take_away(registry, entry, Request::Stop { force }, deadline)
 }
 
@@ -44,28 +47,43 @@ pub(super) fn take_away(
     deadline: Deadline,
 ) -> Result<Detached> {
     let how = match entry.is_alive() {
+        false if !request.is_forced() && registry.keeper(entry.name).is_some() => {
+            return Err(recovering(&entry));
+        }
         false => clean_up(registry, &entry, deadline).map(|()| "cleaned-up")?,
         true => stop(registry, &entry, request, deadline)?,
     };
-    Ok(Detached { id: entry.id, device: entry.device, how })
+    Ok(Detached { name: entry.name, id: entry.name.id, device: entry.device, how })
 }
 
 /// The error for a device that the registry does not have.
-fn unknown(id: u32) -> Error {
-    let device = devices::disk(id);
-    let what = format!("cannot detach {}", device.display());
-    if devices::exists(id) {
-        let cure =
-            "detach it with the program that made it; if that is gone, `blockhaus gc --foreign` removes it";
+fn unknown(name: DeviceName) -> Error {
+    let what = format!("cannot detach {}", name.path().display());
+    if devices::exists(name) {
+        let cure = match name.engine {
+            Engine::Ublk => {
+                "detach it with the program that made it; if that is gone, `blockhaus gc --foreign` removes it"
+            }
+            Engine::Nbd => "detach it with the program that made it, or with `nbd-client -d`",
+        };
         return Error::new(Kind::Invalid, what, "it is not one of blockhaus' devices").cure(cure);
     }
     Error::new(Kind::NotFound, what, "there is no such device").cure("`blockhaus list` shows what there is")
 }
 
-/// Removes what a dead server left.
+/// The error for a device whose server is being started again.
+fn recovering(entry: &Entry) -> Error {
+    let what = format!("cannot detach {}", entry.device.display());
+    let why = "its server was killed and is being started again, so that whoever uses it can go on";
+    let cure = format!("try again in a moment, or `blockhaus detach --force {}`", entry.name);
+    Error::new(Kind::Busy, what, why).cure(cure)
+}
+
+/// Removes what a dead server left, for good.
 fn clean_up(registry: &Registry, entry: &Entry, deadline: Deadline) -> Result<()> {
-    if devices::exists(entry.id) && entry.owns_device() {
-        isolated::remove(entry.id, deadline)?;
+    registry.dismiss_keeper(entry.name)?;
+    if devices::exists(entry.name) && entry.owns_device() {
+        isolated::remove(entry.name, deadline)?;
     }
     registry.remove(entry, false).map(drop)
 }
@@ -73,6 +91,7 @@ fn clean_up(registry: &Registry, entry: &Entry, deadline: Deadline) -> Result<()
 fn stop(registry: &Registry, entry: &Entry, request: Request, deadline: Deadline) -> Result<&'static str> {
     let what = format!("cannot detach {}", entry.device.display());
     let process = Other::open(entry.pid, entry.pid_start);
+    let keeper = registry.keeper(entry.name);
     let first = Client::send(registry, entry, request).and_then(|mut client| {
         let reply = client.receive(deadline.at_most(FIRST_ANSWER))?;
         Ok((client, reply))
@@ -108,11 +127,15 @@ fn stop(registry: &Registry, entry: &Entry, request: Request, deadline: Deadline
         Err(error) => return Err(error),
     }
     // Nothing of it may be left behind when this returns, not even a process of its own.
-    let gone = devices::gone_by(entry.id, deadline) || !entry.owns_device();
+    let stays = devices::stays_with_its_users(entry.name);
+    let gone = stays || devices::gone_by(entry.name, deadline) || !entry.owns_device();
     let is_shared = entry.config.is_some();
-    if gone && (is_shared || process.is_none_or(|process| process.gone_by(deadline))) {
+    if gone
+        && (is_shared || process.is_none_or(|process| process.gone_by(deadline)))
+        && keeper.is_none_or(|keeper| keeper.gone_by(deadline))
+    {
         // The server did that itself, unless something kept it from it.
-        if registry.read(entry.id).is_some() {
+        if registry.read(entry.name).is_some() {
             registry.remove(entry, false)?;
         }
         return Ok("stopped");
@@ -125,15 +148,15 @@ fn stop(registry: &Registry, entry: &Entry, request: Request, deadline: Deadline
 fn was_taken_away(registry: &Registry, entry: &Entry) -> bool {
     entry.config.is_some()
         && registry
-            .read(entry.id)
+            .read(entry.name)
             .is_none_or(|now| !now.is_same_device(entry) || now.started != entry.started)
-        && !(devices::exists(entry.id) && entry.owns_device())
+        && !(devices::exists(entry.name) && entry.owns_device())
 }
 
 /// Whether the process serves other devices as well, which a kill would take along.
 fn serves_others(registry: &Registry, entry: &Entry) -> bool {
-    let mut entries = registry.ids().into_values().filter_map(|(_, entry)| entry);
-    entries.any(|other| other.id != entry.id && other.is_same(entry))
+    let mut entries = registry.names().into_values().filter_map(|(_, entry)| entry);
+    entries.any(|other| other.name != entry.name && other.is_same(entry))
 }
 
 pub(super) fn refused(what: String, reply: Reply) -> Error {
@@ -161,15 +184,15 @@ fn hung(what: String, entry: &Entry, error: &Error) -> Error {
         Some(config) => {
             format!("`blockhaus down --force {}` kills it with all its devices", config.display())
         }
-        None => format!("`blockhaus detach --force {}` kills it", entry.id),
+        None => format!("`blockhaus detach --force {}` kills it", entry.name),
     };
     Error::new(Kind::Deadline, what, why).cure(format!("{resume}{cure}"))
 }
 
 fn slow(what: String, entry: &Entry) -> Error {
-    let (pid, id) = (entry.pid, entry.id);
+    let (pid, name) = (entry.pid, entry.name);
     Error::new(Kind::Deadline, what, "it takes long to write everything back and stop").cure(format!(
-        "process {pid} goes on with it, `blockhaus status {id}` shows how far it is; \
+        "process {pid} goes on with it, `blockhaus status {name}` shows how far it is; \
          the last resort is `kill -9 {pid}` and `blockhaus gc`, which loses what is not on the disk"
     ))
 }
@@ -182,6 +205,7 @@ fn kill(
     deadline: Deadline,
 ) -> Result<&'static str> {
     let what = format!("cannot kill the server of {} (process {})", entry.device.display(), entry.pid);
+    registry.dismiss_keeper(entry.name)?;
     if let Some(process) = process {
         process.kill().map_err(|error| Error::system(what.as_str(), error))?;
         // One that has ended and only waits for its parent is gone as far as a disk is concerned.
@@ -195,11 +219,11 @@ fn kill(
 
 /// Takes away every device of ours, all at once. Never empty-handed about a failure.
 pub fn detach_all(registry: &Registry, force: bool) -> Vec<Result<Detached>> {
-    let ours = registry.ids().into_iter().filter_map(|(id, (_, entry))| entry.map(|_| id));
+    let ours = registry.names().into_iter().filter_map(|(name, (_, entry))| entry.map(|_| name));
     let running: Vec<_> = ours
-        .map(|id| {
+        .map(|name| {
             let registry = registry.clone();
-            crate::port::thread::spawn(format!("detach-{id}"), move || detach(&registry, id, force))
+            crate::port::thread::spawn(format!("detach-{name}"), move || detach(&registry, name, force))
         })
         .collect();
     let lost = || Error::new(Kind::Failed, "cannot detach", "a thread could not be made or ended by itself");
@@ -227,17 +251,18 @@ mod tests {
         let pid = server.id() as i32;
         let pid_start = process::stat(pid).unwrap().start;
         // Above what any test machine has.
-        let entry = Entry { pid, pid_start, ..Entry::new(999_800, "ram:1G") };
+        let name = DeviceName::ublk(999_800);
+        let entry = Entry { pid, pid_start, ..Entry::new(name, name.path(), "ram:1G") };
         // Nobody ever accepts.
-        let _socket = UnixListener::bind(registry.socket(entry.id)).unwrap();
+        let _socket = UnixListener::bind(registry.socket(name)).unwrap();
         registry.write(&Entry { config: Some("/etc/up.toml".into()), ..entry.clone() }).unwrap();
-        let error = detach(&registry, entry.id, true).unwrap_err();
+        let error = detach(&registry, name, true).unwrap_err();
         assert_eq!(error.kind(), Kind::Deadline);
         assert!(error.to_string().contains("blockhaus down --force /etc/up.toml"), "{error}");
         assert!(server.try_wait().unwrap().is_none(), "it was killed");
         // A server of one device is.
         registry.write(&entry).unwrap();
-        assert_eq!(detach(&registry, entry.id, true).unwrap().how, "killed");
+        assert_eq!(detach(&registry, name, true).unwrap().how, "killed");
         assert!(!server.wait().unwrap().success());
     }
 }

@@ -1,91 +1,181 @@
-//! The kernel's view: which ublk devices there are, and how a person may name one.
+//! The kernel's view: which devices there are, whoever made them, and how a person may name one.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::Registry;
+use crate::engine::{DeviceName, Engine, nbd};
 use crate::error::{Error, Result};
 use crate::port::clock::{self, Deadline, Duration};
 
-/// The path of the disk.
-pub fn disk(id: u32) -> PathBuf {
-    format!("/dev/ublkb{id}").into()
-}
-
-/// The path of its server's side.
+/// The path of a ublk device's server's side.
 pub fn server_side(id: u32) -> PathBuf {
     format!("/dev/ublkc{id}").into()
 }
 
-/// The inode of /dev/ublkcN, which differs from one device to the next of the same id.
-pub fn node(id: u32) -> Option<u64> {
-    Some(fs::symlink_metadata(server_side(id)).ok()?.ino())
+/// What differs from one device to the next of the same name: the inode of /dev/ublkcN, or what the
+/// NBD driver was told about who serves /dev/nbdN.
+pub fn identity(name: DeviceName) -> Option<u64> {
+    match name.engine {
+        Engine::Ublk => Some(fs::symlink_metadata(server_side(name.id)).ok()?.ino()),
+        Engine::Nbd => nbd::kernel::identity(name.id),
+    }
 }
 
-/// How long the device has been there.
+/// How long a ublk device has been there.
 pub fn age(id: u32) -> Option<Duration> {
     let made = fs::symlink_metadata(server_side(id)).ok()?.ctime();
     Some(Duration::from_secs(clock::unix_seconds().saturating_sub(u64::try_from(made).ok()?)))
 }
 
-/// Ids of all ublk devices of the host, whoever made them.
-pub fn ids() -> BTreeSet<u32> {
+/// All devices of the host that are of a kind of ours, whoever made them.
+pub fn all() -> BTreeSet<DeviceName> {
     let mut found = BTreeSet::new();
     for folder in ["/sys/class/ublk-char", "/dev"] {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("ublkc"));
-            found.extend(number.and_then(|number| number.parse::<u32>().ok()));
-        }
+        let ids = numbers(folder, "ublkc");
+        found.extend(ids.into_iter().map(DeviceName::ublk));
     }
+    let nbd = numbers("/sys/block", "nbd").into_iter().map(DeviceName::nbd);
+    found.extend(nbd.filter(|name| exists(*name)));
     found
 }
 
-/// Whether anything of the device is there.
-pub fn exists(id: u32) -> bool {
-    let names = [format!("/sys/class/ublk-char/ublkc{id}"), format!("/sys/class/block/ublkb{id}")];
-    names.iter().any(|name| Path::new(name).exists()) || server_side(id).exists() || disk(id).exists()
+/// The numbers behind a prefix among the names in a folder.
+fn numbers(folder: &str, prefix: &str) -> Vec<u32> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let number = |name: &std::ffi::OsStr| name.to_str()?.strip_prefix(prefix)?.parse().ok();
+    entries.filter_map(|entry| number(&entry.file_name())).collect()
 }
 
-/// Whether the device is gone by the deadline, its nodes in /dev too.
-pub fn gone_by(id: u32, deadline: Deadline) -> bool {
-    deadline.wait_until(|| !exists(id))
+/// Whether anything of the device is there. The NBD driver has nodes that nobody serves: they are none.
+pub fn exists(name: DeviceName) -> bool {
+    match name.engine {
+        Engine::Ublk => {
+            let id = name.id;
+            let names = [format!("/sys/class/ublk-char/ublkc{id}"), format!("/sys/class/block/{name}")];
+            names.iter().any(|name| Path::new(name).exists())
+                || server_side(id).exists()
+                || name.path().exists()
+        }
+        Engine::Nbd => nbd::kernel::is_connected(name.id),
+    }
+}
+
+/// Whether what was taken away can still be seen as long as somebody has it open: the NBD driver's devices can,
+/// and need no further care.
+pub fn stays_with_its_users(name: DeviceName) -> bool {
+    match name.engine {
+        Engine::Ublk => false,
+        Engine::Nbd => true,
+    }
+}
+
+/// Whether the device is gone by the deadline, its nodes in /dev too where these come and go with it.
+pub fn gone_by(name: DeviceName, deadline: Deadline) -> bool {
+    deadline.wait_until(|| !exists(name))
 }
 
 /// Bytes of the disk, where there is one.
-pub fn size(id: u32) -> Option<u64> {
+pub fn size(name: DeviceName) -> Option<u64> {
     // In sectors of 512 bytes, whatever the block size.
     let sectors: u64 =
-        fs::read_to_string(format!("/sys/class/block/ublkb{id}/size")).ok()?.trim().parse().ok()?;
+        fs::read_to_string(format!("/sys/class/block/{name}/size")).ok()?.trim().parse().ok()?;
     sectors.checked_mul(512)
 }
 
-/// The id of what a person calls a device: `0`, `/dev/ublkb0`, `ublkb0`, or a link to one.
-pub fn parse_id(text: &str) -> Result<u32> {
+/// The device that a text names by itself: `nbd0`, `/dev/ublkb0`, `/dev/ublkc0`, or a link to one.
+pub fn named(text: &str) -> Option<DeviceName> {
     let path = Path::new(text);
     let target = fs::canonicalize(path).ok().filter(|_| path.is_absolute());
-    let name = target.as_deref().unwrap_or(path).file_name().and_then(|name| name.to_str()).unwrap_or(text);
-    let number = ["ublkb", "ublkc"].iter().find_map(|prefix| name.strip_prefix(prefix));
-    let number = number.or((!text.contains('/')).then_some(text)).unwrap_or("");
-    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    number.parse().ok().filter(|_| digits).ok_or_else(|| {
-        Error::invalid(format!("no such device {text:?}"), "it is neither an id nor the path of a ublk disk")
-            .cure("write, for example, 0 or /dev/ublkb0; `blockhaus list` shows what there is")
-    })
+    let name = target.as_deref().unwrap_or(path).file_name()?.to_str()?;
+    let server_side = name.strip_prefix("ublkc").map(|number| format!("ublkb{number}"));
+    server_side.as_deref().unwrap_or(name).parse().ok()
+}
+
+/// The device that a person means: by its name, by a path, or by its number alone where one has that.
+pub fn meant(registry: &Registry, text: &str) -> Result<DeviceName> {
+    if let Some(name) = named(text) {
+        return Ok(name);
+    }
+    let what = || format!("no such device {text:?}");
+    let known = registry.names();
+    if let Some(name) = by_path(
+        Path::new(text),
+        known.iter().filter_map(|(name, (_, entry))| Some((*name, entry.as_ref()?.device.as_path()))),
+    ) {
+        return Ok(name);
+    }
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let Some(id) = text.parse::<u32>().ok().filter(|_| digits) else {
+        return Err(Error::invalid(what(), "it is neither an id nor the name or path of a disk")
+            .cure("write, for example, 0, nbd0 or /dev/ublkb0; `blockhaus list` shows what there is"));
+    };
+    let of_id = |names: &mut dyn Iterator<Item = DeviceName>| -> Vec<DeviceName> {
+        names.filter(|name| name.id == id).collect()
+    };
+    let mut found = of_id(&mut known.keys().copied());
+    if found.is_empty() {
+        found = of_id(&mut all().into_iter());
+    }
+    match found[..] {
+        [] => Ok(DeviceName::ublk(id)),
+        [name] => Ok(name),
+        _ => {
+            let names: Vec<String> = found.iter().map(DeviceName::to_string).collect();
+            let why = format!("there are {}", names.join(" and "));
+            Err(Error::invalid(format!("cannot tell which disk {text} is"), why).cure("write which of them"))
+        }
+    }
+}
+
+/// The one of these devices that has this path, which may be a link.
+fn by_path<'a>(path: &Path, mut devices: impl Iterator<Item = (DeviceName, &'a Path)>) -> Option<DeviceName> {
+    let target = fs::canonicalize(path).ok();
+    devices.find(|(_, device)| *device == path || target.as_deref() == Some(*device)).map(|(name, _)| name)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Entry;
     use super::*;
 
+    fn registry() -> (tempfile::TempDir, Registry) {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::at(folder.path().join("run"));
+        registry.create().unwrap();
+        (folder, registry)
+    }
+
     #[test]
-    fn ids_as_people_write_them() {
-        for (text, id) in [("0", 0), ("17", 17), ("ublkb3", 3), ("/dev/ublkb3", 3), ("/dev/ublkc4", 4)] {
-            assert_eq!(parse_id(text).unwrap(), id, "{text}");
+    fn devices_as_people_write_them() {
+        let (_folder, registry) = registry();
+        for (text, name) in [
+            ("999999", DeviceName::ublk(999_999)),
+            ("ublkb3", DeviceName::ublk(3)),
+            ("/dev/ublkb3", DeviceName::ublk(3)),
+            ("/dev/ublkc4", DeviceName::ublk(4)),
+            ("nbd3", DeviceName::nbd(3)),
+            ("/dev/nbd3", DeviceName::nbd(3)),
+        ] {
+            assert_eq!(meant(&registry, text).unwrap(), name, "{text}");
         }
         for text in ["", "-1", "+1", "x", "/dev/null", "/dev/3", "ublkb", "ublkb0p1", "99999999999", "/"] {
-            assert!(parse_id(text).is_err(), "{text}");
+            assert!(meant(&registry, text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_number_is_the_device_of_ours_that_has_it() {
+        let (_folder, registry) = registry();
+        let id = 999_997;
+        registry.write(&Entry::new(DeviceName::nbd(id), "/nowhere/disk".into(), "ram:1M")).unwrap();
+        assert_eq!(meant(&registry, "999997").unwrap(), DeviceName::nbd(id));
+        assert_eq!(meant(&registry, "/nowhere/disk").unwrap(), DeviceName::nbd(id));
+        let ublk = DeviceName::ublk(id);
+        registry.write(&Entry::new(ublk, ublk.path(), "ram:1M")).unwrap();
+        let error = meant(&registry, "999997").unwrap_err().to_string();
+        assert!(error.contains("ublkb999997 and nbd999997"), "{error}");
     }
 }

@@ -14,7 +14,7 @@ use crate::port::thread;
 
 /// The devices that were made from this file, or with `None` from any.
 pub fn devices_of(registry: &Registry, config: Option<&Path>) -> Vec<Entry> {
-    let entries = registry.ids().into_values().filter_map(|(_, entry)| entry);
+    let entries = registry.names().into_values().filter_map(|(_, entry)| entry);
     let is_wanted = |entry: &Entry| match (&entry.config, config) {
         (Some(found), Some(wanted)) => found == wanted,
         (found, None) => found.is_some(),
@@ -176,6 +176,12 @@ fn is_free(entry: &Entry) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::DeviceName;
+
+    fn entry(id: u32) -> Entry {
+        let name = DeviceName::ublk(id);
+        Entry::new(name, name.path(), "ram:1M")
+    }
 
     #[test]
     fn the_devices_of_a_file_are_told_from_others() {
@@ -183,11 +189,11 @@ mod tests {
         let registry = Registry::at(folder.clone());
         registry.create().unwrap();
         for (id, config) in [(3, Some("/a.toml")), (4, Some("/b.toml")), (5, Some("/a.toml")), (6, None)] {
-            let entry = Entry { config: config.map(Into::into), ..Entry::new(id, "ram:1M") };
+            let entry = Entry { config: config.map(Into::into), ..entry(id) };
             registry.write(&entry).unwrap();
         }
         let ids = |config: Option<&str>| -> Vec<u32> {
-            devices_of(&registry, config.map(Path::new)).iter().map(|entry| entry.id).collect()
+            devices_of(&registry, config.map(Path::new)).iter().map(|entry| entry.name.id).collect()
         };
         assert_eq!(ids(Some("/a.toml")), [3, 5]);
         assert!(ids(Some("/c.toml")).is_empty());
@@ -201,14 +207,14 @@ mod tests {
         let registry = Registry::at(folder.clone());
         registry.create().unwrap();
         for id in [999_990, 999_991] {
-            let entry = Entry { boot: "another".into(), ..Entry::new(id, "ram:1M") };
+            let entry = Entry { boot: "another".into(), ..entry(id) };
             registry.write(&Entry { config: Some("/a.toml".into()), ..entry }).unwrap();
         }
         let results = down(&registry, devices_of(&registry, None), Vec::new(), false).unwrap().devices;
         let how: Vec<_> =
             results.into_iter().map(|result| result.unwrap()).map(|done| (done.id, done.how)).collect();
         assert_eq!(how, [(999_990, "cleaned-up"), (999_991, "cleaned-up")]);
-        assert!(registry.ids().is_empty());
+        assert!(registry.names().is_empty());
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -10,12 +10,16 @@ use serde::{Deserialize, Serialize};
 use super::control::received_error;
 use super::devices;
 use crate::engine::ublk::control::Control;
+use crate::engine::{DeviceName, Engine, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::process::{self, Helper};
 
 /// The hidden verb of the helper.
 pub const VERB: &str = "isolated";
+
+/// The order behind it that makes the process a keeper; see `server/keeper.rs`.
+pub const KEEP: &str = "keep";
 
 /// Longest line that a helper says.
 const MAX_LINE: usize = 64 << 10;
@@ -26,7 +30,8 @@ const ID_FREE: Duration = Duration::from_secs(1);
 /// What the helper is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// STOP, and when that has returned, DEL, without waiting for whoever still has the disk open.
+    /// STOP, and when that has returned, DEL, without waiting for whoever still has the disk open; for a
+    /// device of the NBD driver DISCONNECT.
     Remove,
     /// What the driver knows of a device.
     Info,
@@ -52,8 +57,6 @@ impl Order {
 pub struct DeviceInfo {
     /// The process that serves it; not positive where there is none.
     pub pid: i32,
-    /// One of `blockhaus_uapi::ublk::state`.
-    pub state: u16,
     /// Number of queues.
     pub queues: u16,
     /// Depth of each.
@@ -74,19 +77,19 @@ pub enum Answer {
     /// The device is removed.
     Removed {
         /// Which one.
-        id: u32,
+        name: DeviceName,
     },
     /// Here it is.
     Info {
         /// Which one.
-        id: u32,
+        name: DeviceName,
         /// What the driver said.
         info: DeviceInfo,
     },
     /// It did not work.
     Failed {
         /// Which one.
-        id: u32,
+        name: DeviceName,
         /// Which kind of failure.
         kind: String,
         /// The whole text for a person.
@@ -95,24 +98,43 @@ pub enum Answer {
 }
 
 /// The helper's side: carries out the order for each device and tells.
-pub fn serve(order: Order, ids: &[u32], tell: &mut dyn FnMut(&Answer)) {
+pub fn serve(order: Order, names: &[DeviceName], tell: &mut dyn FnMut(&Answer)) {
     // Ctrl-C at the terminal is for the command line, not for this.
     let _ = process::own_session();
-    let control = Control::open();
-    for &id in ids {
-        let result = match &control {
-            Ok(control) => carry_out(order, control, id),
-            Err(error) => Err(Error::new(error.kind(), "cannot reach the ublk driver", error.to_string())),
+    let mut ublk = None;
+    for &name in names {
+        let result = match name.engine {
+            Engine::Ublk => match ublk.get_or_insert_with(Control::open) {
+                Ok(control) => with_ublk(order, control, name),
+                Err(error) => {
+                    Err(Error::new(error.kind(), "cannot reach the ublk driver", error.to_string()))
+                }
+            },
+            Engine::Nbd => with_nbd(order, name),
         };
         tell(&result.unwrap_or_else(|error| Answer::Failed {
-            id,
+            name,
             kind: format!("{:?}", error.kind()),
             text: error.to_string(),
         }));
     }
 }
 
-fn carry_out(order: Order, control: &Control, id: u32) -> Result<Answer> {
+fn with_nbd(order: Order, name: DeviceName) -> Result<Answer> {
+    match order {
+        Order::Remove => {
+            nbd::kernel::disconnect(name.id)?;
+            Ok(Answer::Removed { name })
+        }
+        Order::Info => {
+            let (pid, queues) = nbd::kernel::seen(name.id);
+            Ok(Answer::Info { name, info: DeviceInfo { pid, queues, depth: nbd::kernel::DEPTH } })
+        }
+    }
+}
+
+fn with_ublk(order: Order, control: &Control, name: DeviceName) -> Result<Answer> {
+    let id = name.id;
     match order {
         Order::Remove => {
             // A device that is gone already is as it should be, at either step.
@@ -124,17 +146,13 @@ fn carry_out(order: Order, control: &Control, id: u32) -> Result<Answer> {
             // Whoever still has the disk mounted or open keeps the id taken, and nothing else.
             let is_free = || control.info(id).is_err_and(|error| error.kind() == Kind::NotFound);
             Deadline::after(ID_FREE).wait_until(is_free);
-            Ok(Answer::Removed { id })
+            Ok(Answer::Removed { name })
         }
         Order::Info => {
             let info = control.info(id)?;
-            let info = DeviceInfo {
-                pid: info.ublksrv_pid,
-                state: info.state,
-                queues: info.nr_hw_queues,
-                depth: info.queue_depth,
-            };
-            Ok(Answer::Info { id, info })
+            let info =
+                DeviceInfo { pid: info.ublksrv_pid, queues: info.nr_hw_queues, depth: info.queue_depth };
+            Ok(Answer::Info { name, info })
         }
     }
 }
@@ -144,16 +162,17 @@ fn unless_gone(result: Result<()>) -> Result<()> {
 }
 
 /// Removes a device whose server is gone, and waits until it is away.
-pub fn remove(id: u32, deadline: Deadline) -> Result<()> {
-    let what = format!("cannot remove {}", devices::disk(id).display());
-    let mut helper = spawn(Order::Remove, &[id])?;
+pub fn remove(name: DeviceName, deadline: Deadline) -> Result<()> {
+    let what = format!("cannot remove {}", name.path().display());
+    let mut helper = spawn(Order::Remove, &[name])?;
     let pid = helper.pid();
     let late = || {
         let cure = format!("process {pid} goes on with it in the background; `blockhaus gc` tries again");
         Error::new(Kind::Deadline, what.as_str(), "the kernel has not done it in time").cure(cure)
     };
     match receive(&mut helper, deadline) {
-        Ok(Some(Answer::Removed { .. })) if devices::gone_by(id, deadline) => Ok(()),
+        Ok(Some(Answer::Removed { .. })) if devices::stays_with_its_users(name) => Ok(()),
+        Ok(Some(Answer::Removed { .. })) if devices::gone_by(name, deadline) => Ok(()),
         Ok(Some(Answer::Removed { .. })) | Ok(None) => Err(late()),
         Ok(Some(Answer::Failed { kind, text, .. })) => Err(received_error(&kind, &text)),
         Ok(Some(Answer::Info { .. })) => {
@@ -164,15 +183,15 @@ pub fn remove(id: u32, deadline: Deadline) -> Result<()> {
 }
 
 /// What the driver knows of each device, as far as it answers by the deadline.
-pub fn infos(ids: &[u32], deadline: Deadline) -> BTreeMap<u32, DeviceInfo> {
+pub fn infos(names: &[DeviceName], deadline: Deadline) -> BTreeMap<DeviceName, DeviceInfo> {
     let mut found = BTreeMap::new();
-    if ids.is_empty() {
+    if names.is_empty() {
         return found;
     }
-    let Ok(mut helper) = spawn(Order::Info, ids) else { return found };
-    for _ in ids {
+    let Ok(mut helper) = spawn(Order::Info, names) else { return found };
+    for _ in names {
         match receive(&mut helper, deadline) {
-            Ok(Some(Answer::Info { id, info })) => drop(found.insert(id, info)),
+            Ok(Some(Answer::Info { name, info })) => drop(found.insert(name, info)),
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => break,
         }
@@ -180,9 +199,9 @@ pub fn infos(ids: &[u32], deadline: Deadline) -> BTreeMap<u32, DeviceInfo> {
     found
 }
 
-fn spawn(order: Order, ids: &[u32]) -> Result<Helper> {
+fn spawn(order: Order, names: &[DeviceName]) -> Result<Helper> {
     let mut arguments = vec![VERB.into(), order.name().into()];
-    arguments.extend(ids.iter().map(|id| id.to_string().into()));
+    arguments.extend(names.iter().map(|name| name.to_string().into()));
     Helper::spawn(&arguments, MAX_LINE, true)
         .map_err(|error| Error::system("cannot start a helper process", error))
 }

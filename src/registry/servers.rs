@@ -197,7 +197,7 @@ mod tests {
         let error = registry.announce_server(config).unwrap_err();
         assert!(error.kind() == Kind::Busy && error.to_string().contains("is up already"), "{error}");
         // It is no device's, and lives.
-        assert!(registry.ids().is_empty() && registry.remove_dead_servers().unwrap().is_empty());
+        assert!(registry.names().is_empty() && registry.remove_dead_servers().unwrap().is_empty());
         let dead = Server { boot: "another".into(), ..server.clone() };
         assert!(registry.remove_server(&dead).unwrap().is_empty());
         assert_eq!(registry.remove_server(&server).unwrap().len(), 2);

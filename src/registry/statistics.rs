@@ -72,7 +72,7 @@ fn ask(registry: &Registry, asked: Asked, deadline: Deadline) -> Result<JoinHand
 /// Asks all servers at once, each for a bounded time.
 pub fn all(registry: &Registry) -> Vec<Answer> {
     let deadline = Deadline::after(PATIENCE);
-    let entries = registry.ids().into_values().filter_map(|(_, entry)| entry);
+    let entries = registry.names().into_values().filter_map(|(_, entry)| entry);
     let devices = entries.filter(Entry::is_alive).map(Box::new).map(Asked::Device);
     let servers = registry.servers().into_iter().filter(Server::is_alive).map(Asked::Server);
     let asked: Vec<_> = devices.chain(servers).map(|asked| ask(registry, asked, deadline)).collect();
@@ -87,8 +87,8 @@ pub fn all(registry: &Registry) -> Vec<Answer> {
 /// export.
 pub fn of(registry: &Registry, name: &str) -> Result<Vec<DiskStats>> {
     let what = || format!("no statistics of {name}");
-    if let Ok(id) = devices::parse_id(name)
-        && let Some((_, Some(entry))) = registry.ids().remove(&id)
+    if let Ok(device) = devices::meant(registry, name)
+        && let Some((_, Some(entry))) = registry.names().remove(&device)
     {
         if !entry.is_alive() {
             return Err(Error::new(Kind::NotFound, what(), "its server is gone")

@@ -5,18 +5,27 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::Plan;
-use crate::engine::ublk::{Device, Report};
-use crate::engine::{Tell, nbd};
+use crate::engine::nbd::kernel::Attached;
+use crate::engine::ublk::Device;
+use crate::engine::{DeviceName, Report, Tell, nbd};
 use crate::error::Result;
+use crate::holders::{self, Holder};
 use crate::registry::control::DiskStats;
 
 /// A device of this machine.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    /// N of /dev/ublkbN.
-    pub(super) id: u32,
+    /// Its name.
+    pub(super) name: DeviceName,
     /// Its path.
     pub(super) path: PathBuf,
+}
+
+impl Node {
+    /// One that the kernel gave a node in /dev.
+    pub(super) fn of_kernel(name: DeviceName) -> Node {
+        Node { name, path: name.path() }
+    }
 }
 
 /// A disk that is live.
@@ -26,6 +35,11 @@ pub(super) trait Disk: Send {
 
     /// What a person calls it.
     fn name(&self) -> String;
+
+    /// Who uses the device, but for this process.
+    fn users(&self) -> Vec<Holder> {
+        self.node().map_or_else(Vec::new, |node| holders::holders(&node.path))
+    }
 
     /// What the device is, at this moment.
     fn report(&self) -> Option<Report>;
@@ -56,15 +70,15 @@ pub(super) trait Disk: Send {
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
-/// What is told the id of a device as soon as there is one.
-pub(super) type Added<'a> = &'a mut dyn FnMut(u32) -> Result<()>;
+/// What is told about a device as soon as there is one.
+pub(super) type Added<'a> = &'a mut dyn FnMut(Node) -> Result<()>;
 
 /// Makes a disk.
 pub(super) type Make = Arc<dyn Fn(&Plan, Added<'_>) -> Result<Box<dyn Disk>> + Send + Sync>;
 
 impl Disk for Device {
     fn node(&self) -> Option<Node> {
-        Some(Node { id: self.id(), path: self.path() })
+        Some(Node::of_kernel(DeviceName::ublk(self.id())))
     }
 
     fn name(&self) -> String {
@@ -103,5 +117,49 @@ impl Disk for Device {
 
     fn finish(self: Box<Self>) -> Result<()> {
         Device::finish(*self)
+    }
+}
+
+impl Disk for Attached {
+    fn node(&self) -> Option<Node> {
+        Some(Node::of_kernel(DeviceName::nbd(self.id())))
+    }
+
+    fn name(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    fn report(&self) -> Option<Report> {
+        Some(self.report())
+    }
+
+    fn export(&self) -> Option<nbd::Report> {
+        None
+    }
+
+    fn stats(&self) -> Vec<DiskStats> {
+        vec![DiskStats {
+            engine: "nbd".into(),
+            name: self.path().display().to_string(),
+            spec: String::new(),
+            data_path: Some(self.data_path().into()),
+            stats: self.stats(),
+        }]
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.failure()
+    }
+
+    fn on_end(&self, tell: Tell) {
+        self.on_end(tell);
+    }
+
+    fn stop(&self, only_if_idle: bool) -> Result<()> {
+        self.stop(only_if_idle)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Attached::finish(*self)
     }
 }

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::disk::{Disk, Make, Node};
+use super::disk::{Added, Disk, Make, Node};
 use super::entrance::{self, Address, Entered, Entrance, Refusals};
 use super::log;
 use super::plan::{Engines, Offering, Plan};
-use crate::engine::Tell;
+use crate::engine::nbd::kernel::Attached;
 use crate::engine::nbd::{self, Catalogue, Exported, Offer};
-use crate::engine::ublk::{Device, Report};
+use crate::engine::ublk::Device;
+use crate::engine::{DeviceName, DeviceOptions, Report, Tell};
 use crate::error::{Error, Kind, Result};
+use crate::holders::Holder;
 use crate::port::clock::{Deadline, Duration};
 use crate::port::stream::{Listener, Socket};
 use crate::registry::control::DiskStats;
@@ -77,13 +79,23 @@ pub(super) fn maker(network: Option<&Network>) -> Make {
             Export::start(plan, offering, is_shared, catalogue, addresses)
         };
         Ok(match &plan.engines {
-            Engines::Ublk(options) => Box::new(Device::start(plan.stack.clone(), options, added)?),
-            Engines::Nbd(offering) => Box::new(offer(offering, false)?),
+            Engines::Device(options) => device(plan, options, added)?,
+            Engines::Export(offering) => Box::new(offer(offering, false)?),
             Engines::Both(options, offering) => {
-                let device = Box::new(Device::start(plan.stack.clone(), options, added)?);
+                let device = device(plan, options, added)?;
                 Box::new(Both { export: offer(offering, true)?, device, failed: AtomicBool::new(false) })
             }
         })
+    })
+}
+
+/// Makes a device of this machine.
+fn device(plan: &Plan, options: &DeviceOptions, added: Added<'_>) -> Result<Box<dyn Disk>> {
+    let engine = options.engine();
+    let mut added = |id| added(Node::of_kernel(DeviceName::new(engine, id)));
+    Ok(match options {
+        DeviceOptions::Ublk(options) => Box::new(Device::start(plan.stack.clone(), options, &mut added)?),
+        DeviceOptions::Nbd(options) => Box::new(Attached::start(plan.stack.clone(), options, &mut added)?),
     })
 }
 
@@ -189,6 +201,10 @@ impl Disk for Both {
 
     fn name(&self) -> String {
         self.device.name()
+    }
+
+    fn users(&self) -> Vec<Holder> {
+        self.device.users()
     }
 
     fn report(&self) -> Option<Report> {

@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::Node;
 use super::entrance::Entrance;
-use crate::engine::nbd;
-use crate::engine::ublk::{Options, Report};
+use crate::engine::{DeviceName, DeviceOptions, Report, nbd};
 use crate::error::Result;
 use crate::port::notify::Notifier;
 use crate::port::process;
@@ -30,27 +29,27 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub enum Engines {
     /// It is a device of this machine.
-    Ublk(Options),
+    Device(DeviceOptions),
     /// NBD clients can choose it.
-    Nbd(Offering),
+    Export(Offering),
     /// It is a device, and as long as it is there clients can choose it too.
-    Both(Options, Offering),
+    Both(DeviceOptions, Offering),
 }
 
 impl Engines {
     /// What the device is asked for, where it is one.
-    pub(super) fn ublk(&self) -> Option<Options> {
+    pub(super) fn device(&self) -> Option<&DeviceOptions> {
         match self {
-            Engines::Ublk(options) | Engines::Both(options, _) => Some(*options),
-            Engines::Nbd(_) => None,
+            Engines::Device(options) | Engines::Both(options, _) => Some(options),
+            Engines::Export(_) => None,
         }
     }
 
     /// How clients can choose it, where they can.
-    pub(super) fn nbd(&self) -> Option<&Offering> {
+    pub(super) fn export(&self) -> Option<&Offering> {
         match self {
-            Engines::Nbd(offering) | Engines::Both(_, offering) => Some(offering),
-            Engines::Ublk(_) => None,
+            Engines::Export(offering) | Engines::Both(_, offering) => Some(offering),
+            Engines::Device(_) => None,
         }
     }
 }
@@ -82,12 +81,12 @@ pub struct Job {
     pub key: Key,
     /// The spec, as people see it.
     pub spec: String,
-    /// The id that will be asked for, which others must not take before.
-    pub id: Option<u32>,
+    /// The name of the device that will be asked for, which others must not take before.
+    pub device: Option<DeviceName>,
     /// The name that it will be offered to NBD clients under, where it will be.
     pub name: Option<String>,
-    /// Disks that must be gone before it can be there, because they have its file. Whoever has its
-    /// id or its name must be gone as well, which the server sees for itself.
+    /// Disks that must be gone before it can be there, because they have its file. Whoever has one of
+    /// its names must be gone as well, which the server sees for itself.
     pub after: Vec<Key>,
     /// Opens the backend, on a thread of its own.
     pub open: Box<dyn FnOnce() -> Result<Plan> + Send>,
@@ -125,10 +124,10 @@ pub struct Service {
 impl Service {
     /// One device and nothing else.
     pub fn of(plan: Plan) -> Service {
-        let id = plan.engines.ublk().and_then(|options| options.id);
-        let name = plan.engines.nbd().map(|offering| offering.name.clone());
+        let device = plan.engines.device().and_then(DeviceOptions::name);
+        let name = plan.engines.export().map(|offering| offering.name.clone());
         let spec = plan.spec.clone();
-        let job = Job { key: 0, spec, id, name, after: Vec::new(), open: Box::new(|| Ok(plan)) };
+        let job = Job { key: 0, spec, device, name, after: Vec::new(), open: Box::new(|| Ok(plan)) };
         let notifier = Notifier::default();
         Service { config: None, jobs: vec![job], entrance: None, source: None, notifier }
     }
@@ -147,7 +146,9 @@ pub enum Shown {
 /// What is said about a device when it can be opened.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ready {
-    /// N of /dev/ublkbN.
+    /// Its name.
+    pub name: DeviceName,
+    /// Its number with its engine.
     pub id: u32,
     /// The disk's path.
     pub device: String,
@@ -177,7 +178,8 @@ pub struct Ready {
 impl Ready {
     pub(super) fn new(node: &Node, report: &Report, uris: Vec<String>) -> Ready {
         Ready {
-            id: node.id,
+            name: node.name,
+            id: node.name.id,
             device: node.path.display().to_string(),
             engine: report.engine.clone(),
             data_path: report.data_path.clone(),

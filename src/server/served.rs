@@ -9,12 +9,11 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use super::clients::{Clients, Question, Wish};
-use super::disk::{Disk, Make};
+use super::disk::{Disk, Make, Node};
 use super::plan::{Change, Job, Key, Ready, Shown};
 use super::stopping::{self, Stopped};
 use super::{Flag, log};
-use crate::engine::nbd;
-use crate::engine::ublk::Report;
+use crate::engine::{DeviceName, Report, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::{socket, thread};
@@ -79,11 +78,11 @@ impl Around {
     }
 
     /// Tells the world about a device that was just made, before anybody can use it.
-    fn announce(&self, id: u32, spec: &str) -> Result<(Entry, UnixListener)> {
+    fn announce(&self, node: Node, spec: &str) -> Result<(Entry, UnixListener)> {
         let _lock = self.registry.lock()?;
-        let entry = Entry { config: self.config.clone(), ..Entry::new(id, spec) };
-        // The id was free, so whatever has its name here is from a server that is gone.
-        let path = self.registry.socket(id);
+        let entry = Entry { config: self.config.clone(), ..Entry::new(node.name, node.path, spec) };
+        // The name was free, so whatever has it here is from a server that is gone.
+        let path = self.registry.socket(entry.name);
         let listener = socket::listen(&path).map_err(|error| {
             Error::system(format!("cannot make the control socket {}", path.display()), error)
                 .cure(format!("set {} to a folder with a short path", crate::registry::FOLDER_VARIABLE))
@@ -163,14 +162,14 @@ impl Served {
         if let Phase::Waiting(job) = &self.phase { Some(job) } else { None }
     }
 
-    /// Whether the kernel is just giving it an id, or its export its place in the list.
+    /// Whether the kernel is just giving it a name, or its export its place in the list.
     pub(super) fn waits_for_place(&self) -> bool {
         matches!(self.phase, Phase::Starting) && self.entry.is_none()
     }
 
-    /// N of /dev/ublkbN, once it has one and as long as it is known by it.
-    pub(super) fn id(&self) -> Option<u32> {
-        self.entry.as_ref().map(|entry| entry.id)
+    /// The name of its device, once it has one and as long as it is known by it.
+    pub(super) fn device(&self) -> Option<DeviceName> {
+        self.entry.as_ref().map(|entry| entry.name)
     }
 
     /// What a person calls it.
@@ -369,7 +368,7 @@ impl Served {
         let result = self.failure.take().map_or(result, Err);
         // A device that is still there could not be removed, and stays known, so that `gc` finds it.
         if let Some(entry) = self.entry.take()
-            && (!devices::exists(entry.id) || !entry.owns_device())
+            && (is_gone(&entry, &result) || !entry.owns_device())
             && let Err(error) = around.registry.remove(&entry, keep_log && result.is_err())
         {
             log(&error.to_string());
@@ -382,6 +381,11 @@ impl Served {
     }
 }
 
+/// Whether nothing of a device is left that somebody would have to remove.
+fn is_gone(entry: &Entry, result: &Result<()>) -> bool {
+    !devices::exists(entry.name) || (devices::stays_with_its_users(entry.name) && result.is_ok())
+}
+
 /// Opens a backend and makes a device of it. When it fails, nothing is left behind.
 fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<dyn Disk>, Vec<String>)> {
     if cancelled.load(Ordering::Relaxed) {
@@ -389,18 +393,18 @@ fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<dyn Disk>, 
     }
     let plan = (job.open)()?;
     let mut made = None;
-    let mut added = |id| {
-        made = Some(id);
+    let mut added = |node: Node| {
+        made = Some(node.name);
         if cancelled.load(Ordering::Relaxed) {
             return Err(interrupted());
         }
-        let (entry, listener) = around.announce(id, &plan.spec)?;
+        let (entry, listener) = around.announce(node, &plan.spec)?;
         around.tell(Event::Of(job.key, What::Added(Box::new(entry), listener)));
         Ok(())
     };
     let started = (around.make)(&plan, &mut added);
-    if let (Err(_), Some(id)) = (&started, made) {
-        devices::gone_by(id, Deadline::after(NODES_GONE));
+    if let (Err(_), Some(name)) = (&started, made) {
+        devices::gone_by(name, Deadline::after(NODES_GONE));
     }
     Ok((started?, plan.notes))
 }

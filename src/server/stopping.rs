@@ -41,7 +41,7 @@ pub(super) fn stop(device: Box<dyn Disk>, force: &AtomicBool, must_go: bool) -> 
         other => other,
     };
     if let (Stopped::Gone(_), Some(node)) = (&stopped, node) {
-        devices::gone_by(node.id, Deadline::after(NODES_GONE));
+        devices::gone_by(node.name, Deadline::after(NODES_GONE));
     }
     stopped
 }
@@ -51,10 +51,7 @@ fn attempt(device: Box<dyn Disk>, force: &AtomicBool) -> Stopped {
     let patience_with_udev = Deadline::after(UDEV);
     loop {
         let forced = force.load(Ordering::Relaxed);
-        let users = match device.node() {
-            Some(node) if !forced => holders::holders(&node.path),
-            _ => Vec::new(),
-        };
+        let users = if forced { Vec::new() } else { device.users() };
         let lasting = users.iter().any(Holder::is_lasting);
         if users.is_empty() {
             match device.stop(!forced) {
@@ -89,7 +86,7 @@ fn in_use(device: &dyn Disk, users: &[Holder]) -> Error {
             Some(at) => format!("run umount {at} first, or force it"),
             None => "end that first, or force it".to_owned(),
         };
-    let how = device.node().map(|node| format!(" with `blockhaus detach --force {}`", node.id));
+    let how = device.node().map(|node| format!(" with `blockhaus detach --force {}`", node.name));
     Error::new(Kind::Busy, format!("cannot detach {name}"), why)
         .cure(format!("{cure}{}", how.unwrap_or_default()))
 }

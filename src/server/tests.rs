@@ -1,7 +1,6 @@
 //! The server with disks that are only played: many of them, reloads, refusals, ends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -9,8 +8,8 @@ use proptest::prelude::*;
 
 use super::disk::{Added, Disk, Node};
 use super::*;
-use crate::engine::ublk::{Load, Memory, Options, Report, Wish};
-use crate::engine::{Tell, nbd};
+use crate::engine::ublk::{Load, Options, Wish};
+use crate::engine::{DeviceName, DeviceOptions, Memory, Report, Tell, nbd};
 use crate::error::Kind;
 use crate::metrics::Stats;
 use crate::registry::control::{Client, DiskStats, Reply, Request, State};
@@ -51,8 +50,7 @@ struct Fake {
 
 impl Disk for Fake {
     fn node(&self) -> Option<Node> {
-        let path = PathBuf::from(format!("/dev/ublkb{}", self.id));
-        self.is_device.then_some(Node { id: self.id, path })
+        self.is_device.then_some(Node::of_kernel(DeviceName::ublk(self.id)))
     }
 
     fn name(&self) -> String {
@@ -169,10 +167,14 @@ fn job(key: Key, spec: &str, after: &[Key]) -> Job {
         spin: Duration::ZERO,
         registered_tags: None,
     };
-    let plan =
-        Plan { spec: spec.into(), stack, engines: Engines::Ublk(options), notes: vec!["a remark".into()] };
-    let id = options.id;
-    Job { key, spec: spec.into(), id, name: None, after: after.into(), open: Box::new(|| Ok(plan)) }
+    let plan = Plan {
+        spec: spec.into(),
+        stack,
+        engines: Engines::Device(DeviceOptions::Ublk(options)),
+        notes: vec!["a remark".into()],
+    };
+    let device = options.id.map(DeviceName::ublk);
+    Job { key, spec: spec.into(), device, name: None, after: after.into(), open: Box::new(|| Ok(plan)) }
 }
 
 /// A job for an export of this name; with `is_device` for a device that has one.
@@ -181,16 +183,23 @@ fn offer(key: Key, name: &str, is_device: bool, after: &[Key]) -> Job {
     let offering = Offering { name: name.into(), options: nbd::Options { queues: 1, depth: 1 } };
     let id = FIRST_ID + key as u32;
     let device = job(key, "x", after);
-    let options = (device.open)().unwrap().engines.ublk();
+    let options = (device.open)().unwrap().engines.device().cloned();
     let engines = match options {
         Some(options) if is_device => Engines::Both(options, offering),
-        _ => Engines::Nbd(offering),
+        _ => Engines::Export(offering),
     };
     // The played export has its number from here.
     let spec = format!("disk {id}");
     let plan = Plan { spec: spec.clone(), stack, engines, notes: vec!["a remark".into()] };
     let open = Box::new(|| Ok(plan));
-    Job { key, spec, id: is_device.then_some(id), name: Some(name.into()), after: after.into(), open }
+    Job {
+        key,
+        spec,
+        device: is_device.then_some(DeviceName::ublk(id)),
+        name: Some(name.into()),
+        after: after.into(),
+        open,
+    }
 }
 
 impl Scene {
@@ -205,13 +214,13 @@ impl Scene {
         let (world, next) = (Arc::new(World::default()), Next::default());
         let of_make = world.clone();
         let make = move |plan: &Plan, added: Added<'_>| {
-            let device = plan.engines.ublk();
+            let device = plan.engines.device().and_then(DeviceOptions::name);
             let of_export = || plan.spec.trim_start_matches("disk ").parse().unwrap();
-            let id = device.map_or_else(of_export, |device| device.id.unwrap());
-            if device.is_some() {
-                added(id)?;
+            let id = device.map_or_else(of_export, |device| device.id);
+            if let Some(device) = device {
+                added(Node::of_kernel(device))?;
             }
-            let export = plan.engines.nbd().map(|offering| offering.name.clone());
+            let export = plan.engines.export().map(|offering| offering.name.clone());
             of_make.say("made", id);
             match plan.spec.as_str() {
                 "broken" => {
@@ -270,13 +279,13 @@ impl Scene {
     }
 
     fn entries(&self) -> Vec<u32> {
-        self.registry.ids().into_keys().map(|id| id - FIRST_ID).collect()
+        self.registry.names().into_keys().map(|name| name.id - FIRST_ID).collect()
     }
 
     /// Asks the server of a device on a thread of its own, while the server turns.
     fn ask(&mut self, key: Key, request: Request) -> Vec<Reply> {
         let registry = self.registry.clone();
-        let entry = registry.read(FIRST_ID + key as u32).unwrap();
+        let entry = registry.read(DeviceName::ublk(FIRST_ID + key as u32)).unwrap();
         let asking = std::thread::spawn(move || {
             let mut client = Client::send(&registry, &entry, request).unwrap();
             let deadline = Deadline::after(Duration::from_secs(20));
@@ -363,14 +372,15 @@ fn each_of_many_is_known_by_itself_and_goes_by_itself() {
     let notes = vec!["a remark".to_owned()];
     assert_eq!(ready, [(0, notes.clone()), (1, notes.clone()), (2, notes)]);
     assert_eq!(scene.world.said(), ["made 0", "made 1", "made 2"]);
-    let entry = scene.registry.read(FIRST_ID + 1).unwrap();
+    let entry = scene.registry.read(DeviceName::ublk(FIRST_ID + 1)).unwrap();
     assert_eq!((entry.spec.as_str(), entry.config), ("b", Some("/etc/up.toml".into())));
     assert_eq!(scene.server.serving(), "serving 3 devices");
     let replies = scene.ask(1, Request::Status);
     assert!(matches!(&replies[..], [Reply::Status { state: State::Live, report: Some(_) }]), "{replies:?}");
     // The whole way of `detach`, which must not wait for the process here.
     let registry = scene.registry.clone();
-    let detaching = std::thread::spawn(move || detach(&registry, FIRST_ID + 1, false).unwrap().how);
+    let detaching =
+        std::thread::spawn(move || detach(&registry, DeviceName::ublk(FIRST_ID + 1), false).unwrap().how);
     scene.until(|_| detaching.is_finished());
     assert_eq!(detaching.join().unwrap(), "stopped");
     assert_eq!((scene.live(), scene.entries()), (vec![0, 2], vec![0, 2]));
@@ -388,19 +398,19 @@ fn at_the_start_it_is_all_or_none() {
     let count = |what: &str| said.iter().filter(|said| said.starts_with(what)).count();
     // The broken one was made and never lived.
     assert_eq!(count("finished") + 1, count("made"), "{said:?}");
-    assert!(scene.registry.ids().is_empty());
+    assert!(scene.registry.names().is_empty());
 }
 
 #[test]
 fn a_device_that_cannot_be_announced_leaves_no_socket_behind() {
     let mut scene = Scene::new(&["a"]);
     // No file can take its place.
-    let entry = scene.registry.folder().join(format!("{FIRST_ID}.json"));
+    let entry = scene.registry.folder().join(format!("ublkb{FIRST_ID}.json"));
     std::fs::create_dir(&entry).unwrap();
     assert!(scene.until(|_| false));
     let error = scene.server.error.unwrap().to_string();
     assert!(error.contains(entry.to_str().unwrap()), "{error}");
-    assert!(!scene.registry.socket(FIRST_ID).exists());
+    assert!(!scene.registry.socket(DeviceName::ublk(FIRST_ID)).exists());
 }
 
 #[test]
@@ -426,7 +436,7 @@ fn what_is_in_use_outlives_a_reload_and_its_successor_does_not_come() {
     scene.reload(Ok(Change { stop: vec![1], start: vec![job(5, "new b", &[1])] }));
     assert_eq!((scene.live(), scene.world.said()), (vec![0, 1], vec![]));
     // Nor does another with its id, and what has nothing to do with it comes.
-    let same_id = Job { id: Some(FIRST_ID + 1), ..job(6, "x", &[]) };
+    let same_id = Job { device: Some(DeviceName::ublk(FIRST_ID + 1)), ..job(6, "x", &[]) };
     scene.reload(Ok(Change { stop: vec![1], start: vec![same_id, job(7, "d", &[])] }));
     assert_eq!((scene.live(), scene.world.said()), (vec![0, 1, 7], vec!["made 7".to_owned()]));
 }
@@ -442,7 +452,7 @@ fn told_to_end_it_takes_all_and_what_refuses_goes_by_force() {
     let replies = scene.ask(1, Request::End { force: true });
     assert!(matches!(&replies[..], [Reply::Accepted, Reply::Stopped]), "{replies:?}");
     assert!(scene.until(|_| false));
-    assert!(scene.server.error.is_none() && scene.registry.ids().is_empty());
+    assert!(scene.server.error.is_none() && scene.registry.names().is_empty());
 }
 
 #[test]
@@ -471,7 +481,7 @@ fn one_that_fails_goes_alone_and_the_last_takes_the_process_along() {
 
 #[test]
 fn ids_that_were_asked_for_are_had_before_others_can_take_them() {
-    let asked = |id: Option<u32>, key| Job { id, ..job(key, "x", &[]) };
+    let asked = |id: Option<u32>, key| Job { device: id.map(DeviceName::ublk), ..job(key, "x", &[]) };
     let jobs = vec![asked(None, 0), asked(Some(FIRST_ID + 1), 1), asked(None, 2)];
     let mut scene = Scene::new(&[]);
     scene.server.served = jobs.into_iter().map(Served::new).collect();

@@ -89,7 +89,8 @@ fn file_type() -> SpecType {
             )?;
             Ok(Arc::new(file::File::open(&file::Options {
                 path,
-                size,
+                // What was there is to be served again, and nothing that is made in its place.
+                size: size.filter(|_| !options.again),
                 direct: direct.unwrap_or(file::Direct::Auto),
                 read_only: options.read_only,
                 block_size: options.block_size,

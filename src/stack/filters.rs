@@ -185,7 +185,7 @@ fn log() -> FilterType {
         keys: vec![Key {
             name: "file",
             values: "PATH",
-            about: "Append to this file (standard error, which in the background is /run/blockhaus/ID.log).",
+            about: "Append to this file (standard error, which in the background is /run/blockhaus/NAME.log).",
         }],
         wrap: Box::new(|below, spec, _, _| {
             let (sink, to): (Sink, String) = match spec.get("file") {

@@ -60,6 +60,10 @@ impl Stack for Counted {
         self.stack.memory_used()
     }
 
+    fn outlives_process(&self) -> bool {
+        self.stack.outlives_process()
+    }
+
     fn notes(&self) -> Vec<String> {
         self.stack.notes()
     }

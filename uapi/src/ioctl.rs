@@ -1,4 +1,5 @@
-//! The ioctl number encoding of `asm/ioctl.h`, which ublk uses for its `uring_cmd` opcodes.
+//! The ioctl number encoding of `asm/ioctl.h`, which ublk uses for its `uring_cmd` opcodes and the NBD driver
+//! for its ioctls.
 //!
 //! Most architectures put a two-bit direction above a 14-bit size; MIPS, PowerPC and SPARC put a
 //! three-bit direction above 13 bits.
@@ -17,12 +18,20 @@ const WIDE_DIRECTION: bool = cfg!(any(
 
 const SIZE_SHIFT: u32 = 16;
 const DIRECTION_SHIFT: u32 = if WIDE_DIRECTION { 29 } else { 30 };
+const NONE: u32 = if WIDE_DIRECTION { 1 } else { 0 };
 const READ: u32 = 2;
 const WRITE: u32 = if WIDE_DIRECTION { 4 } else { 1 };
 
 const fn encode(direction: u32, kind: u8, nr: u8, size: usize) -> u32 {
     assert!(size < 1 << (DIRECTION_SHIFT - SIZE_SHIFT));
     (direction << DIRECTION_SHIFT) | ((size as u32) << SIZE_SHIFT) | ((kind as u32) << 8) | nr as u32
+}
+
+/// `_IO(kind, nr)`: nothing is said about what goes in or comes back.
+#[inline]
+#[must_use]
+pub const fn io(kind: u8, nr: u8) -> u32 {
+    encode(NONE, kind, nr, 0)
 }
 
 /// `_IOR(kind, nr, T)`: the kernel returns something, `T` gives the size field.

@@ -3,6 +3,7 @@
 //! | module | what it mirrors |
 //! |---|---|
 //! | [`ublk`] | `linux/ublk_cmd.h` as of Linux 7.3-rc, with the `LBMD_PI_*` numbers of `linux/fs.h` that it refers to |
+//! | [`nbd`] | `linux/nbd-netlink.h`, and the ioctls and flags of `linux/nbd.h` |
 //! | [`ioctl`] | the `_IOR`/`_IOWR` encoding of `asm/ioctl.h`, from which opcodes are computed |
 //!
 //! Three rules hold here:
@@ -23,4 +24,5 @@
 mod layout;
 
 pub mod ioctl;
+pub mod nbd;
 pub mod ublk;

@@ -48,11 +48,14 @@ fn kind_of_device(device: &Path) -> Option<String> {
     if ["ram", "zram", "pmem"].iter().any(|memory| name.trim_end_matches(char::is_numeric) == *memory) {
         return Some("A disk in memory: these figures are of the kernel and the processor.".into());
     }
-    let id = devices::parse_id(&real.display().to_string()).ok()?;
-    let seen = survey(&Registry::of_host(), Some(id)).pop()?;
+    let name = devices::named(&real.display().to_string())?;
+    let seen = survey(&Registry::of_host(), Some(name)).pop()?;
     let pid = seen.pid()?;
     let spec = seen.entry.as_ref().map_or("of another program", |entry| entry.spec.as_str());
-    Some(format!("A ublk disk, {spec}: the CPU time of its server, process {pid}, is not in these figures."))
+    let engine = name.engine;
+    Some(format!(
+        "A {engine} disk, {spec}: the CPU time of its server, process {pid}, is not in these figures."
+    ))
 }
 
 /// What the loads have shown.

@@ -8,7 +8,7 @@ use crate::config::Spec;
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
 use crate::port::file::{self, FileKind};
-use crate::registry::devices;
+use crate::registry::{Registry, devices};
 use crate::stack::SpecTable;
 
 /// A disk as a person names it.
@@ -25,7 +25,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// An existing block device, a ublk id, or a spec, whose type, keys and filters are checked.
+    /// An existing block device, the number or name of a disk of ours, or a spec, whose type, keys and filters are checked.
     pub fn parse(text: &str, filters: &[String], table: &SpecTable) -> Result<Target> {
         let filters = disk::filters(filters)?;
         filters.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;
@@ -69,8 +69,11 @@ impl Target {
 /// The path that `text` names a block device by.
 fn named_device(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
-    match devices::parse_id(text) {
-        Ok(id) if !text.contains('/') => Some(devices::disk(id)),
+    let registry = Registry::of_host();
+    match devices::meant(&registry, text) {
+        Ok(name) if !text.contains('/') => {
+            Some(registry.read(name).map_or_else(|| name.path(), |entry| entry.device))
+        }
         _ => (text.starts_with("/dev/") || is_block_device(path)).then(|| path.to_path_buf()),
     }
 }

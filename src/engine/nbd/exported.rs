@@ -4,18 +4,19 @@
 use std::sync::Arc;
 
 use super::catalogue::{Catalogue, Choice};
-use super::desk::Desk;
+use super::desk::{Desk, Guest, Place};
 use super::export::{self, SLOTS_OF_LONGEST};
 use super::front::Sizes;
 use super::report::Report;
 use super::seat::Seat;
 use crate::engine::seating::{Seating, Thread};
-use crate::engine::{Alarm, Tell};
+use crate::engine::{Alarm, QueueThread, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::{QueueMetrics, Stats};
 use crate::nbd::transmission::Rules;
 use crate::nbd::{Export, ExportFlags};
 use crate::port::remote::Remote;
+use crate::port::stream::Socket;
 use crate::port::system;
 use crate::queue::Stack;
 
@@ -67,6 +68,7 @@ pub struct Exported {
     /// None before it can be chosen.
     choice: Option<Arc<Choice>>,
     queues: Vec<Queue>,
+    seats: Vec<QueueThread>,
     alarm: Alarm,
     gone: bool,
 }
@@ -89,6 +91,7 @@ impl Exported {
             catalogue: catalogue.clone(),
             choice: None,
             queues: Vec::new(),
+            seats: Vec::new(),
             alarm: Alarm::default(),
             gone: false,
         };
@@ -152,6 +155,31 @@ impl Exported {
     pub fn stats(&self) -> Stats {
         let queues: Vec<_> = self.queues.iter().map(|queue| queue.metrics.clone()).collect();
         Stats::of(&queues)
+    }
+
+    /// The threads that serve it.
+    pub fn threads(&self) -> &[QueueThread] {
+        &self.seats
+    }
+
+    /// Bytes of the queues' buffers, which can never be swapped out.
+    pub fn locked_buffers(&self) -> u64 {
+        let slots = self.options.depth.max(SLOTS_OF_LONGEST);
+        u64::from(self.options.queues) * u64::from(slots) * u64::from(export::SLOT_SIZE)
+    }
+
+    /// Has the queue with the fewest connections serve one more, whose other side needs no handshake: it knows
+    /// what it gets. False where there are too many already. Not for an export that has a door.
+    pub(super) fn connect(&self, socket: Socket) -> bool {
+        let limit = usize::from(self.catalogue.max_connections());
+        let (Some(place), Some(queue)) = (
+            Place::take(self.catalogue.taken(), limit),
+            self.queues.iter().min_by_key(|queue| queue.desk.connections()),
+        ) else {
+            return false;
+        };
+        queue.desk.leave(Guest { socket, received: Vec::new(), place });
+        true
     }
 
     /// Connections at this moment.
@@ -243,13 +271,15 @@ impl Exported {
             let name = format!("{}-q{queue}", self.export.name).replace('\0', "");
             let (left, metrics) = (desk.clone(), seat.metrics.clone());
             let thread = seating.start(name, move |seated| {
-                let served = seat.serve(|| seated(()));
+                let served = seat.serve(seated);
                 left.end();
                 served
             })?;
             self.queues.push(Queue { thread, desk, metrics });
         }
-        seating.wait(format!("cannot export {:?}", self.export.name)).map(drop)
+        self.seats = seating.wait(format!("cannot export {:?}", self.export.name))?;
+        self.seats.sort_by_key(|seat| seat.queue);
+        Ok(())
     }
 }
 

@@ -7,12 +7,13 @@ use super::desk::Desk;
 use super::export::SLOT_SIZE;
 use super::front::{Front, Sizes};
 use crate::backend::QueueContext;
+use crate::engine::QueueThread;
 use crate::error::{Error, Result};
 use crate::metrics::QueueMetrics;
 use crate::nbd::transmission::Rules;
 use crate::port::remote::Remote;
 use crate::port::ring::Ring;
-use crate::port::thread;
+use crate::port::thread::{self, CpuMask, Scheduling};
 use crate::queue::{Buffers, Stack};
 
 /// What a thread needs to serve a queue.
@@ -30,7 +31,7 @@ pub(super) struct Seat {
 impl Seat {
     /// Serves connections until the desk is closed. Calls `seated` once its memory and its ring are
     /// there; it is only then that the backend opens its queue.
-    pub fn serve(self, seated: impl FnOnce()) -> Result<()> {
+    pub fn serve(self, seated: impl FnOnce(QueueThread)) -> Result<()> {
         // The client may be this machine's kernel, which writes to its disk to find memory.
         let _ = thread::become_io_flusher();
         thread::touch_stack();
@@ -44,11 +45,20 @@ impl Seat {
         let ring = Ring::new(slots, self.remote.clone()).map_err(failed("cannot make an io_uring"))?;
         // SAFETY: the ring and all its clones are gone before the buffers, by the order above and
         // since the backend's queue, which has a clone, lives inside `Stack::serve`.
-        let _ = unsafe { buffers.register(&ring) };
+        let registered = unsafe { buffers.register(&ring) };
         let context = QueueContext { ring: &ring, index: self.queue, depth: slots, max_io_size: SLOT_SIZE };
         let capabilities = self.stack.capabilities();
         let mut front = Front::new(&self.desk, &buffers, self.rules, capabilities, self.sizes);
-        seated();
+        let tid = thread::current_id();
+        seated(QueueThread {
+            queue: self.queue,
+            tid,
+            cpus: CpuMask::current().map_or_else(|_| String::new(), |cpus| cpus.to_string()),
+            scheduling: Scheduling::Ordinary,
+            io_flusher: thread::is_io_flusher(tid).unwrap_or(false),
+            ring_flags: ring.setup().split(' ').map(str::to_string).collect(),
+            registered_buffers: registered,
+        });
         self.stack.serve(&context, &buffers, &mut front, &self.metrics)
     }
 }

@@ -11,10 +11,9 @@ use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_D
 use super::control::Control;
 use super::data_path::{self, DataPath, Load, Wish};
 use super::queue_thread::Seat;
-use super::report::{Memory, QueueThread, Report};
 use super::{MAX_HIDDEN_IO_SIZE, MAX_IO_SIZE, params};
 use crate::engine::seating::{Seating, Thread};
-use crate::engine::{Alarm, Tell};
+use crate::engine::{Alarm, Memory, QueueThread, Report, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Capabilities, Geometry};
 use crate::metrics::{QueueMetrics, Stats};

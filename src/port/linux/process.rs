@@ -135,6 +135,16 @@ impl Helper {
     }
 }
 
+/// Starts this program again with other arguments, to live on by itself: what it has to say goes to our standard
+/// error. Yields its number.
+pub fn start_apart(arguments: &[OsString]) -> io::Result<i32> {
+    let name = std::env::args_os().next().unwrap_or_else(|| "blockhaus".into());
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(name).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+    // Nobody waits for it here: it is to outlive us.
+    command.spawn().map(|child| child.id() as i32)
+}
+
 /// An exit status in words.
 pub fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {

@@ -63,6 +63,15 @@ impl Socket {
         Ok(socket)
     }
 
+    /// A connection within this machine: the end that is served, and one that the kernel gets, which blocks.
+    pub fn pair_with_kernel() -> io::Result<(Socket, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let _ = setsockopt(&theirs, sockopt::SndBuf, &SEND_BUFFER);
+        let ours = Socket::Unix(ours);
+        ours.tune()?;
+        Ok((ours, theirs.into()))
+    }
+
     pub(in crate::port) fn shut_down(&self, how: Shutdown) {
         // Fails where the other side was faster.
         let _ = match self {

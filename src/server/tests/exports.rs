@@ -36,7 +36,7 @@ fn exports_stand_beside_devices_and_a_process_answers_for_all() {
     assert_eq!(scene.entries(), [0, 2]);
     let replies = scene.ask_process(Request::End { force: false });
     assert!(matches!(&replies[..], [Reply::Accepted, Reply::Stopped]), "{replies:?}");
-    assert!(scene.registry.ids().is_empty() && scene.registry.servers().is_empty());
+    assert!(scene.registry.names().is_empty() && scene.registry.servers().is_empty());
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_device_that_refuses_keeps_its_export_and_one_that_goes_takes_it_first() {
     let both = || {
         let job = offer(3, "x", true, &[]);
         let plan = (job.open)().unwrap();
-        let offering = plan.engines.nbd().unwrap();
+        let offering = plan.engines.export().unwrap();
         let catalogue = Catalogue::new(4);
         let export = Export::start(&plan, offering, true, &catalogue, &[]).unwrap();
         let device = Fake { id: FIRST_ID + 3, is_device: true, export: None, world: world.clone() };

@@ -41,10 +41,12 @@ pub struct Device {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Attached {
+    pub name: String,
     pub id: u32,
     pub device: String,
     pub engine: String,
     pub data_path: String,
+    pub data_path_reason: String,
     pub queues: u16,
     pub depth: u16,
     pub block_size: u32,
@@ -55,6 +57,7 @@ pub struct Attached {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Listed {
+    pub name: String,
     pub id: u32,
     pub device: String,
     pub spec: Option<String>,
@@ -65,6 +68,9 @@ pub struct Listed {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
     pub state: String,
+    pub engine: String,
+    pub pid: Option<u32>,
+    pub keeper: Option<u32>,
     pub size: u64,
     pub queues: u16,
     pub depth: u16,
@@ -131,10 +137,18 @@ pub struct QueueThread {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Features {
     pub kernel: String,
+    pub engines: Vec<EngineRow>,
     pub ublk: bool,
     pub reason: Option<String>,
     pub mask: Option<String>,
     pub features: Vec<Feature>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct EngineRow {
+    pub engine: String,
+    pub offered: bool,
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -168,10 +182,19 @@ impl Blockhaus {
         parse(&ran)
     }
 
-    /// Attaches in the background.
+    /// Attaches in the background; the engine must be ublk.
     pub fn attach(&self, args: &[&str]) -> Outcome<Device> {
-        let args: Vec<&str> = ["attach"].iter().chain(args).copied().collect();
-        let ran = self.command(&args).arg("--json").run()?;
+        self.attached("ublk", self.command(&["attach"]).args(args))
+    }
+
+    /// Attaches with the kernel's NBD driver.
+    pub fn attach_nbd(&self, args: &[&str]) -> Outcome<Device> {
+        self.attached("nbd", self.command(&["attach", "--engine", "nbd"]).args(args))
+    }
+
+    /// Runs an `attach` and requires the engine that it is to take.
+    pub fn attached(&self, engine: &str, command: Cmd) -> Outcome<Device> {
+        let ran = command.arg("--json").run()?;
         if !ran.status.success() {
             return Err(ran.fail("failed"));
         }
@@ -182,7 +205,8 @@ impl Blockhaus {
             "`{}` left its output open in the server: $(blockhaus attach) hangs in every shell",
             ran.line
         );
-        ensure!(device.info.engine == "ublk", "attach took the engine {:?}, not ublk", device.info.engine);
+        let taken = &device.info.engine;
+        ensure!(taken == engine, "attach took the engine {taken:?}, not {engine}");
         Ok(device)
     }
 
@@ -191,12 +215,22 @@ impl Blockhaus {
     }
 
     pub fn status(&self, id: u32) -> Outcome<Status> {
-        self.json(&["status", &id.to_string()])
+        self.status_of(&id.to_string())
+    }
+
+    /// By any of a device's names.
+    pub fn status_of(&self, device: &str) -> Outcome<Status> {
+        self.json(&["status", device])
     }
 
     /// Of the device alone.
     pub fn stats(&self, id: u32) -> Outcome<Stats> {
-        let mut engines: Vec<Stats> = self.json(&["stats", &id.to_string()])?;
+        self.stats_of(&id.to_string())
+    }
+
+    /// By any of a device's names.
+    pub fn stats_of(&self, device: &str) -> Outcome<Stats> {
+        let mut engines: Vec<Stats> = self.json(&["stats", device])?;
         ensure!(engines.len() == 1, "stats has {} engines of one device", engines.len());
         Ok(engines.remove(0))
     }
@@ -208,6 +242,11 @@ impl Blockhaus {
     /// The state of one device in `list`; None when it is not listed.
     pub fn state(&self, id: u32) -> Outcome<Option<String>> {
         Ok(self.list()?.into_iter().find(|listed| listed.id == id).map(|listed| listed.state))
+    }
+
+    /// As [`state`](Self::state), by the device's name.
+    pub fn state_of(&self, name: &str) -> Outcome<Option<String>> {
+        Ok(self.list()?.into_iter().find(|listed| listed.name == name).map(|listed| listed.state))
     }
 
     /// Runs a verb that may succeed or not but has to answer in time.
@@ -233,12 +272,16 @@ impl Device {
         self.info.id
     }
 
+    pub fn name(&self) -> &str {
+        &self.info.name
+    }
+
     pub fn path(&self) -> &str {
         &self.info.device
     }
 
     pub fn status(&self) -> Outcome<Status> {
-        self.tool.status(self.id())
+        self.tool.status_of(self.name())
     }
 
     /// Detaches, requires success and that nothing of the device is there any more.
@@ -251,8 +294,8 @@ impl Device {
     }
 
     fn leave(mut self, more: &[&str]) -> Outcome {
-        let id = self.id().to_string();
-        let args: Vec<&str> = ["detach", &id].iter().chain(more).copied().collect();
+        let name = self.name().to_string();
+        let args: Vec<&str> = ["detach", &name].iter().chain(more).copied().collect();
         let ran = self.tool.answer(&args)?;
         if !ran.status.success() {
             return Err(ran.fail("failed"));
@@ -264,7 +307,12 @@ impl Device {
     /// Nothing of it may be there once `verb` has returned; the process may take a moment to exit.
     pub fn assert_gone(&self, verb: &str) -> Outcome {
         let id = self.id();
-        for path in [format!("/dev/ublkb{id}"), format!("/dev/ublkc{id}"), format!("/sys/block/ublkb{id}")] {
+        let paths = match self.info.engine.as_str() {
+            // Its nodes stay.
+            "nbd" => vec![format!("/sys/block/nbd{id}/pid")],
+            _ => vec![format!("/dev/ublkb{id}"), format!("/dev/ublkc{id}"), format!("/sys/block/ublkb{id}")],
+        };
+        for path in paths {
             ensure!(!std::path::Path::new(&path).exists(), "{path} is still there after {verb} returned");
         }
         let pid = self.info.pid;
@@ -283,7 +331,7 @@ impl Device {
 
     /// A sysfs attribute of the disk.
     pub fn sys(&self, name: &str) -> Outcome<String> {
-        let path = format!("/sys/block/ublkb{}/{name}", self.id());
+        let path = format!("/sys/block/{}/{name}", self.name());
         Ok(std::fs::read_to_string(&path).context(format!("cannot read {path}"))?.trim().to_string())
     }
 
@@ -301,9 +349,9 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.gone {
-            let id = self.id().to_string();
+            let name = self.name().to_string();
             // Best effort on the way out of a failed test; the runner cleans up what remains.
-            drop(self.tool.command(&["detach", &id, "--force"]).timeout(15).run());
+            drop(self.tool.command(&["detach", &name, "--force"]).timeout(15).run());
         }
     }
 }

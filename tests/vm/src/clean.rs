@@ -84,14 +84,19 @@ fn kill_servers() {
 
 fn unmount_all() {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    for device in
-        swaps.lines().filter_map(|line| line.split_whitespace().next()).filter(|d| d.contains("ublkb"))
+    for device in swaps
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|d| d.contains("ublkb") || d.contains("/nbd"))
     {
         ignore(Cmd::new("swapoff").arg(device).timeout(20));
     }
     let mut targets: Vec<_> = procfs::mounts()
         .into_iter()
-        .filter(|mount| mount.target.starts_with(home::scratch()) || mount.source.contains("/ublkb"))
+        .filter(|mount| {
+            let on_ours = ["/ublkb", "/dev/nbd"].iter().any(|ours| mount.source.contains(ours));
+            mount.target.starts_with(home::scratch()) || on_ours
+        })
         .map(|mount| mount.target)
         .collect();
     targets.reverse();

@@ -52,6 +52,12 @@ enum Verb {
     /// Runs one test in this process (what `run` starts)
     #[command(hide = true)]
     Child { name: String },
+    /// Runs a command that can make no netlink socket
+    #[command(hide = true)]
+    WithoutNetlink {
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
     /// Runs a cell's inner checks on any disk; its contents are lost
     #[command(hide = true)]
     RunOnDevice {
@@ -70,6 +76,7 @@ fn main() -> ExitCode {
         }
         Verb::Run { names, jobs: _ } => run_all(&names),
         Verb::Child { name } => runner::child(&name),
+        Verb::WithoutNetlink { command } => run::without_netlink(&command),
         Verb::RunOnDevice { device, full } => run_on_device(&device, full),
     };
     match result {

@@ -224,6 +224,38 @@ impl Drain {
     }
 }
 
+/// Becomes this command, which gets EAFNOSUPPORT where it asks for a netlink socket, as under systemd's
+/// RestrictAddressFamilies=.
+pub fn without_netlink(command: &[String]) -> Outcome<u8> {
+    use std::os::unix::process::CommandExt;
+    let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let (load, is_equal, answer) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    // Of seccomp_data: the number of the call at 0, the low half of its first argument at 16.
+    let mut filter = [
+        statement(load, 0, 0, 0),
+        statement(is_equal, 0, 3, libc::SYS_socket as u32),
+        statement(load, 0, 0, 16),
+        statement(is_equal, 0, 1, libc::AF_NETLINK as u32),
+        statement(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32),
+        statement(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: both calls take numbers, and the second a program that it copies before it returns.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    if !set {
+        return Err(Fail::new(format!("no filter: {}", std::io::Error::last_os_error())));
+    }
+    let error = std::process::Command::new(&command[0]).args(&command[1..]).exec();
+    Err(Fail::new(format!("cannot run {}: {error}", command[0])))
+}
+
 /// Sends a signal; false when there is nobody to take it. A negative id names a process group.
 pub fn signal(pid: i32, number: i32) -> bool {
     // SAFETY: kill takes two integers and touches no memory of ours.

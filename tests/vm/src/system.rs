@@ -85,7 +85,9 @@ fn devices() -> BTreeSet<String> {
         digits.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     });
     let disks = listing(Path::new("/sys/class/block")).into_iter().filter(|path| path.contains("/ublkb"));
-    nodes.chain(disks).chain(listing(Path::new("/sys/class/ublk-char"))).collect()
+    // The NBD driver has its nodes whether or not anybody serves one.
+    let connected = (0..64).map(|id| format!("/sys/block/nbd{id}/pid")).filter(|pid| Path::new(pid).exists());
+    nodes.chain(disks).chain(listing(Path::new("/sys/class/ublk-char"))).chain(connected).collect()
 }
 
 /// Processes of blockhaus and of the examples.
@@ -122,8 +124,10 @@ pub fn loops() -> BTreeSet<String> {
 }
 
 fn mounts() -> BTreeSet<String> {
-    let ours =
-        |mount: &procfs::Mount| mount.target.starts_with(home::scratch()) || mount.source.contains("/ublkb");
+    let ours = |mount: &procfs::Mount| {
+        mount.target.starts_with(home::scratch())
+            || ["/ublkb", "/dev/nbd"].iter().any(|ours| mount.source.contains(ours))
+    };
     procfs::mounts()
         .iter()
         .filter(|mount| ours(mount))
@@ -145,7 +149,7 @@ fn locks() -> BTreeSet<String> {
 /// Descriptors and mappings, system-wide, of rings and of ublk's devices.
 fn users() -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut descriptors, mut mappings) = (BTreeSet::new(), BTreeSet::new());
-    let telling = |text: &str| text.contains("/dev/ublk") || text.contains("[io_uring]");
+    let telling = |text: &str| ["/dev/ublk", "/dev/nbd", "[io_uring]"].iter().any(|ours| text.contains(ours));
     for pid in procfs::pids() {
         if let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) {
             for entry in entries.flatten() {

@@ -19,6 +19,7 @@ mod examples;
 mod features;
 mod life;
 mod memory;
+mod nbd;
 mod none;
 mod paths;
 mod shutdown;
@@ -37,6 +38,10 @@ enum Where {
     NoUblk,
     /// On every kernel.
     Everywhere,
+    /// The oldest kernel and the newest released, as clients of NBD; `--full`: on every kernel.
+    NbdEnds,
+    /// The newest released kernel, as a client of NBD; `--full`: on every kernel.
+    NbdNewest,
 }
 
 /// A test without parameters.
@@ -57,7 +62,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 20] = [
+const AREAS: [&[Entry]; 21] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -78,6 +83,7 @@ const AREAS: [&[Entry]; 20] = [
     statistics::TESTS,
     bench::TESTS,
     vsock::TESTS,
+    nbd::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
@@ -93,13 +99,17 @@ pub fn on_device(path: &str, depth: u16, full: bool) -> Outcome {
 pub fn names(kernel: &str, full: bool) -> Vec<String> {
     let no_ublk = kernel == "6.1" || kernel.starts_with("6.1.");
     let ends = full || kernel == cell::KERNELS[0] || kernel == cell::KERNELS[cell::KERNELS.len() - 1];
+    let newest = cell::KERNELS[cell::KERNELS.len() - 1];
     let here = |at: Where| match at {
         Where::Ublk => !no_ublk,
         Where::Ends => !no_ublk && ends,
         Where::NoUblk => no_ublk,
         Where::Everywhere => true,
+        Where::NbdEnds => full || no_ublk || kernel == newest,
+        Where::NbdNewest => full || kernel == newest,
     };
     let mut names: Vec<String> = cell::cells(kernel, full).iter().map(Cell::to_string).collect();
+    names.extend(nbd::names(kernel, full));
     if !no_ublk {
         names.push(format!("life/rounds-{}", if full { 200 } else { 20 }));
         names.push(format!("life/full-load-{}", if full { 50 } else { 5 }));
@@ -113,6 +123,9 @@ pub fn find(name: &str) -> Outcome<Test> {
     if let Ok(cell) = name.parse::<Cell>() {
         let timeout = if cell.extent == Extent::Full { 900 } else { 300 };
         return Ok(Test { timeout, run: Box::new(move || cells::run(cell)) });
+    }
+    if let Some(cell) = nbd::find(name) {
+        return Ok(Test { timeout: 300, run: Box::new(move || nbd::cell(&cell)) });
     }
     let count = |prefix: &str| name.strip_prefix(prefix).and_then(|count| count.parse::<u32>().ok());
     if let Some(rounds) = count("life/rounds-") {

@@ -22,8 +22,9 @@ fn attach() -> Outcome {
     let before = Snapshot::take();
     for args in
         [&["attach", "ram:64M"][..], &["attach", "ram:64M", "--json"], &["attach", "null:1G", "--foreground"]]
+            .map(|args| [args, &["--engine", "ublk"]].concat())
     {
-        let ran = Blockhaus::new().answer(args)?;
+        let ran = Blockhaus::new().answer(&args)?;
         bad::told(&ran, &["no ublk"], &[])?;
         ensure!(ran.status.code() == Some(1), "`{}` ends with {:?}, not 1", ran.line, ran.status.code());
         let start = format!("blockhaus: this kernel ({}) has no ublk", release()?);

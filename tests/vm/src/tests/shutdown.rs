@@ -112,7 +112,7 @@ fn refused_then_forced() -> Outcome {
     let mounted = Mounted::new(device.path(), "signalled")?;
     let pid = device.info.pid;
     signal(pid as i32, libc::SIGTERM);
-    let log = run_dir().join(format!("{}.log", device.id()));
+    let log = run_dir().join(format!("{}.log", device.name()));
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     let place = mounted.path().display().to_string();
     ensure!(

@@ -7,7 +7,7 @@ use crate::port::thread::Scheduling;
 /// A running device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// `ublk`.
+    /// Which engine shows it: `ublk` or `nbd`.
     pub engine: String,
     /// How a request's bytes travel.
     pub data_path: String,
