@@ -48,7 +48,7 @@ impl Asked {
     fn has_ended(&self, registry: &Registry) -> bool {
         match self {
             Asked::Device(entry) => {
-                !entry.is_alive() || registry.read(entry.id).is_none_or(|now| !now.is_same_device(entry))
+                !entry.is_alive() || registry.read(entry.name).is_none_or(|now| !now.is_same_device(entry))
             }
             Asked::Server(server) => !server.is_alive(),
         }
@@ -124,10 +124,15 @@ pub fn of(registry: &Registry, name: &str) -> Result<Vec<DiskStats>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::engine::DeviceName;
     use crate::port::process;
     use crate::port::socket::{self, Lines};
     use crate::registry::control::{MAX_REPLY, MAX_REQUEST, Reply};
+
+    const NAME: DeviceName = DeviceName::ublk(7);
 
     fn registry(name: &str) -> Registry {
         let folder = std::env::temp_dir().join(format!("blockhaus-stats-{name}-{}", process::own_pid()));
@@ -139,7 +144,7 @@ mod tests {
 
     /// A server that says this to whoever asks first.
     fn server(registry: &Registry, replies: Vec<Reply>) -> std::thread::JoinHandle<()> {
-        let listener = socket::listen(&registry.socket(7)).unwrap();
+        let listener = socket::listen(&registry.socket(NAME)).unwrap();
         listener.set_nonblocking(false).unwrap();
         std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
@@ -160,7 +165,7 @@ mod tests {
     #[test]
     fn disks_come_one_by_one_and_together_may_be_longer_than_a_reply() {
         let registry = registry("many");
-        let entry = Entry::new(7, "ram:1G");
+        let entry = Entry::new(NAME, PathBuf::new(), "ram:1G");
         registry.write(&entry).unwrap();
         let disks: Vec<DiskStats> = (0..3).map(|_| disk("x".repeat(MAX_REPLY / 2))).collect();
         let server = server(&registry, Reply::stats(disks));
@@ -174,9 +179,9 @@ mod tests {
     #[test]
     fn a_server_that_never_comes_to_an_end_is_not_listened_to_for_ever() {
         let registry = registry("endless");
-        let entry = Entry::new(7, "ram:1G");
+        let entry = Entry::new(NAME, PathBuf::new(), "ram:1G");
         registry.write(&entry).unwrap();
-        let listener = socket::listen(&registry.socket(7)).unwrap();
+        let listener = socket::listen(&registry.socket(NAME)).unwrap();
         listener.set_nonblocking(false).unwrap();
         let server = std::thread::spawn(move || {
             let mut lines = Lines::new(listener.accept().unwrap().0, MAX_REQUEST);
@@ -194,16 +199,16 @@ mod tests {
     #[test]
     fn a_device_that_goes_while_it_is_asked_about_is_nobody_who_does_not_answer() {
         let registry = registry("going");
-        let entry = Entry { node: Some(1), ..Entry::new(7, "ram:1G") };
+        let entry = Entry { identity: Some(1), ..Entry::new(NAME, PathBuf::new(), "ram:1G") };
         let asked = Asked::Device(Box::new(entry.clone()));
         let deadline = Deadline::after(PATIENCE);
         registry.write(&entry).unwrap();
         assert!(asked.disks(&registry, deadline).is_err() && !asked.has_ended(&registry));
         // Known and silent is to be heard of.
         assert_eq!(all(&registry).len(), 1);
-        registry.write(&Entry { node: Some(2), ..entry.clone() }).unwrap();
+        registry.write(&Entry { identity: Some(2), ..entry.clone() }).unwrap();
         assert!(asked.has_ended(&registry), "another device has its id");
-        registry.remove(&Entry { node: Some(2), ..entry }, false).unwrap();
+        registry.remove(&Entry { identity: Some(2), ..entry }, false).unwrap();
         assert!(asked.has_ended(&registry));
         let asked = ask(&registry, asked, deadline).unwrap_or_else(|_| panic!("no thread"));
         assert!(asked.join().unwrap().is_none());

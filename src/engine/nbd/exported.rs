@@ -14,7 +14,7 @@ use crate::engine::{Alarm, QueueThread, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::{QueueMetrics, Stats};
 use crate::nbd::transmission::Rules;
-use crate::nbd::{Export, ExportFlags};
+use crate::nbd::{Export, ExportFlags, Settled};
 use crate::port::remote::Remote;
 use crate::port::stream::Socket;
 use crate::port::system;
@@ -178,7 +178,7 @@ impl Exported {
         ) else {
             return false;
         };
-        queue.desk.leave(Guest { socket, received: Vec::new(), place });
+        queue.desk.leave(Guest { socket, received: Vec::new(), place, settled: Settled::default() });
         true
     }
 
