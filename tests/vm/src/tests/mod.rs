@@ -17,6 +17,7 @@ mod crash;
 mod enospc;
 mod examples;
 mod features;
+mod fuse;
 mod life;
 mod memory;
 mod nbd;
@@ -62,7 +63,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 21] = [
+const AREAS: [&[Entry]; 22] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -84,6 +85,7 @@ const AREAS: [&[Entry]; 21] = [
     bench::TESTS,
     vsock::TESTS,
     nbd::TESTS,
+    fuse::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
