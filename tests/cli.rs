@@ -248,7 +248,8 @@ fn gc_removes_what_a_server_of_an_earlier_life_left() {
     assert_eq!((&ours["state"], &ours["spec"]), (&"dead".into(), &"ram:1G".into()));
     let status: serde_json::Value =
         serde_json::from_str(&host.works(&["status", "999999", "--json"])).unwrap();
-    assert_eq!(status["state"], "dead");
+    assert_eq!((&status["state"], &status["uptime_s"]), (&"dead".into(), &serde_json::Value::Null));
+    assert!(host.works(&["status", "999999"]).contains("uptime          -\n"));
     let said = host.works(&["gc"]);
     for name in ["999999.json", "999999.log", "999999.sock", "999998.log"] {
         assert!(said.contains(name), "{said}");

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{exports, output};
 use crate::config::human_size;
 use crate::error::Result;
+use crate::registry::control::State;
 use crate::registry::survey::{Seen, survey};
 use crate::registry::{Registry, devices};
 
@@ -59,7 +60,8 @@ impl Summary {
             size: seen.size(),
             queues: seen.queues(),
             depth: seen.depth(),
-            uptime_s: seen.entry.as_ref().map(|entry| entry.uptime()),
+            // That of a server, and a dead one has none.
+            uptime_s: seen.entry.as_ref().filter(|_| seen.state != State::Dead).map(|entry| entry.uptime()),
         }
     }
 }
