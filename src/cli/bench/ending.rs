@@ -57,3 +57,28 @@ pub(super) fn close(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_flush_is_waited_for_until_somebody_does_not_want_to() {
+        let mut signals = Signals::block().unwrap();
+        assert_eq!(close(|| Ok(()), &mut signals).unwrap(), None);
+        let failed = close(|| Err(Error::new(Kind::Failed, "cannot flush", "it broke")), &mut signals);
+        assert_eq!(failed.unwrap_err().kind(), Kind::Failed);
+        let (end, ended) = channel::<()>(1);
+        let forever = move || {
+            let _ = ended.recv();
+            Ok(())
+        };
+        // To this thread alone, which has it blocked.
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGINT).unwrap();
+        assert_eq!(close(forever, &mut signals).unwrap(), Some(Signal::Interrupt));
+        drop(end);
+        assert!(!bounded(Duration::ZERO, "slow", || crate::port::clock::sleep(A_MOMENT / 10)).unwrap());
+        assert!(bounded(A_MOMENT * 60, "quick", || {}).unwrap());
+    }
+}
