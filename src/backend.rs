@@ -37,6 +37,10 @@ pub trait Backend: Send + Sync + 'static {
     /// be taken away again before. Called once, whatever number of engines serves it.
     fn started(&self) {}
 
+    /// The process ends at once, with requests in flight, and will not drop this: what opening the backend has made and
+    /// was to be taken away again goes now. May be called while queues work.
+    fn abandoned(&self) {}
+
     /// Makes everything durable; called once, after the last queue is gone.
     fn close(&self) -> Result<()> {
         Ok(())
@@ -65,6 +69,10 @@ macro_rules! pass_on {
     ($below:tt) => {
         fn started(&self) {
             self.$below.started();
+        }
+
+        fn abandoned(&self) {
+            self.$below.abandoned();
         }
 
         fn close(&self) -> Result<()> {

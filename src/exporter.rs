@@ -3,8 +3,10 @@
 //! The process that answers is none of those that serve disks: it asks these over their control sockets, so
 //! that whoever talks to it reaches no disk.
 
+mod format;
 mod http;
 mod text;
 
+pub use format::Format;
 pub use http::Exporter;
-pub use text::{CONTENT_TYPE, text};
+pub use text::text;

@@ -1,4 +1,4 @@
-//! Who uses a block device: mounts, other devices on top of it, swap, and processes.
+//! Who uses a block device or a file: mounts, other devices on top of it, swap, and processes.
 //!
 //! The kernel has no one answer, so this asks everywhere. What it finds is true at the moment it
 //! looks; only `TRY_STOP_DEV` (Linux 7.0) closes the race.
@@ -91,23 +91,36 @@ pub fn holders(path: &Path) -> Vec<Holder> {
 
 /// As [`holders`], without touching the device itself, and without the processes in `except`.
 pub fn passive(path: &Path, except: &[i32]) -> Vec<Holder> {
-    let Some(device) = BlockDevice::at(path) else { return Vec::new() };
-    let mut found = BTreeSet::new();
-    if let Ok(text) = fs::read_to_string("/proc/self/mountinfo") {
-        found.extend(proc::mounts(&text, &device));
-    }
-    if let Ok(text) = fs::read_to_string("/proc/swaps") {
-        found.extend(proc::swaps(&text, &device));
-    }
-    for (name, _) in &device.parts {
-        let entries = fs::read_dir(format!("/sys/class/block/{name}/holders"));
-        for entry in entries.into_iter().flatten().flatten() {
-            found.insert(Holder::Device { name: entry.file_name().to_string_lossy().into_owned() });
+    let users = BlockDevice::at(path).map(|device| device.users(except));
+    users.into_iter().flatten().collect()
+}
+
+/// Everybody but this process who uses what a write to `path` would change, without touching it: of a block device as
+/// [`passive`], and of a partition also who has the whole disk; of a regular file the loop devices and the swap on
+/// it, and the processes that have it open.
+///
+/// Not seen are other users' processes unless this is root, who has opened it by another name, and who is on another
+/// machine.
+pub fn of_contents(path: &Path) -> Vec<Holder> {
+    match BlockDevice::at(path) {
+        Some(device) => {
+            let whole = BlockDevice::whole(path);
+            let except = whole.as_ref().unwrap_or(&device).server();
+            let mut users = device.users(except.as_slice());
+            users.extend(whole.iter().flat_map(|disk| disk.users(except.as_slice())));
+            users.into_iter().collect()
         }
+        None => of_regular_file(path),
     }
-    found.extend(proc::loops(&device));
-    found.extend(proc::openers(&device, |pid| pid == process::own_pid() || except.contains(&pid)));
-    found.into_iter().collect()
+}
+
+fn of_regular_file(path: &Path) -> Vec<Holder> {
+    let number = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let (Some(file), Ok(name)) = (number(path), fs::canonicalize(path)) else { return Vec::new() };
+    let is_it = |other: &Path| number(other) == Some(file);
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let found = proc::swaps_where(&swaps, is_it).into_iter().chain(proc::loops_where(is_it));
+    found.chain(openers(&name)).collect()
 }
 
 /// Processes other than this one that have the node at `path` open, whatever kind of node it is.
@@ -166,6 +179,43 @@ impl BlockDevice {
         Some(BlockDevice { parts, paths })
     }
 
+    /// The disk that the partition at `path` lies on, without its partitions.
+    fn whole(path: &Path) -> Option<BlockDevice> {
+        let number = device_number(fs::metadata(path).ok()?.rdev());
+        let folder = fs::canonicalize(format!("/sys/dev/block/{number}")).ok()?;
+        let disk = folder.parent().filter(|_| folder.join("partition").exists())?;
+        let name = disk.file_name()?.to_string_lossy().into_owned();
+        let number = fs::read_to_string(disk.join("dev")).ok()?.trim().to_owned();
+        let paths = vec![Path::new("/dev").join(&name)];
+        Some(BlockDevice { parts: vec![(name, number)], paths })
+    }
+
+    /// The process by which the NBD driver has the disk, where it is one of its disks: that has it open, and is no user.
+    fn server(&self) -> Option<i32> {
+        let (name, _) = self.parts.first()?;
+        fs::read_to_string(format!("/sys/class/block/{name}/pid")).ok()?.trim().parse().ok()
+    }
+
+    /// Everybody who uses it but this process and those in `except`.
+    fn users(&self, except: &[i32]) -> BTreeSet<Holder> {
+        let mut found = BTreeSet::new();
+        if let Ok(text) = fs::read_to_string("/proc/self/mountinfo") {
+            found.extend(proc::mounts(&text, self));
+        }
+        if let Ok(text) = fs::read_to_string("/proc/swaps") {
+            found.extend(proc::swaps(&text, self));
+        }
+        for (name, _) in &self.parts {
+            let entries = fs::read_dir(format!("/sys/class/block/{name}/holders"));
+            for entry in entries.into_iter().flatten().flatten() {
+                found.insert(Holder::Device { name: entry.file_name().to_string_lossy().into_owned() });
+            }
+        }
+        found.extend(proc::loops(self));
+        found.extend(proc::openers(self, |pid| pid == process::own_pid() || except.contains(&pid)));
+        found
+    }
+
     /// Whether `path` is this device or one of its partitions.
     fn has_path(&self, path: &Path) -> bool {
         self.paths.iter().any(|known| known == path)
@@ -210,6 +260,22 @@ mod tests {
     fn what_is_no_block_device_has_no_holders() {
         assert_eq!(holders(Path::new("/dev/null")), []);
         assert_eq!(holders(Path::new("/nowhere")), []);
+        assert_eq!(of_contents(Path::new("/nowhere")), []);
+    }
+
+    #[test]
+    fn a_file_that_a_process_has_open_is_in_use() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // This process has it open and does not count; its children have for a moment what it has.
+        let until = crate::port::clock::Deadline::after(std::time::Duration::from_secs(10));
+        assert!(until.wait_until(|| of_contents(file.path()).is_empty()));
+        let input = file.reopen().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").stdin(input).spawn().unwrap();
+        let process = Holder::Process { pid: child.id() as i32, name: "sleep".into() };
+        let found = of_contents(file.path());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.contains(&process), "{found:?}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod histogram;
 mod stats;
 
 pub use histogram::{BUCKETS, LONGEST_NS, bucket, lowest_ns};
-pub use stats::{Latency, OpStats, QueueStats, Stats, percentiles};
+pub use stats::{Latency, OpStats, QueueStats, Stats, percentiles, quantile};
 
 /// The counters of one queue; written by its thread alone.
 #[derive(Debug)]

@@ -130,6 +130,8 @@ pub trait Stack: Send + Sync {
     fn notes(&self) -> Vec<String>;
     /// The disk can be opened by everybody: what was made for it now stays.
     fn started(&self);
+    /// The process ends at once and does not drop this: what was made for it goes.
+    fn abandoned(&self);
     /// Makes everything durable, after the last queue.
     fn close(&self) -> Result<()>;
     /// Serves one queue on this thread until its front end has finished, and counts what it does.
@@ -167,6 +169,10 @@ impl<B: Backend> Stack for B {
 
     fn started(&self) {
         Backend::started(self);
+    }
+
+    fn abandoned(&self) {
+        Backend::abandoned(self);
     }
 
     fn close(&self) -> Result<()> {

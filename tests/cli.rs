@@ -207,7 +207,32 @@ fn an_empty_host_is_no_error() {
     assert_eq!(host.works(&["gc", "--foreign", "--json"]), "[]\n");
     assert_eq!(host.works(&["detach", "--all"]), "");
     let metrics = host.works(&["metrics"]);
-    assert!(metrics.lines().all(|line| line.starts_with('#')) && metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(metrics.lines().all(|line| line.starts_with('#')), "{metrics}");
+    // The classic format: OpenMetrics would have an end, and no `_total` here.
+    assert!(
+        metrics.contains("# TYPE blockhaus_requests_total counter") && !metrics.contains("EOF"),
+        "{metrics}"
+    );
+}
+
+/// A server that has crashed is not as if there had never been one.
+#[test]
+fn a_server_that_crashed_is_in_the_metrics_until_it_is_cleaned_up() {
+    let host = Host::new("crashed");
+    let run = host.folder.join("run");
+    std::fs::create_dir_all(&run).unwrap();
+    let entry = serde_json::json!({
+        "pid": 1, "pid_start": 1, "boot": "another", "config": "/etc/gone.toml", "started_since_boot": 1,
+    });
+    std::fs::write(run.join("up-1.json"), entry.to_string()).unwrap();
+    let line = "blockhaus_server_answers{about=\"/etc/gone.toml\",pid=\"1\"} 0\n";
+    let metrics = host.works(&["metrics"]);
+    assert!(metrics.contains(line), "{metrics}");
+    let said = host.fails(1, &["stats", "gone"]);
+    assert!(said.contains("no statistics of gone") && said.contains("its server is gone"), "{said}");
+    host.works(&["gc"]);
+    assert!(!host.works(&["metrics"]).contains("gone.toml"));
+    assert!(host.is_clean());
 }
 
 #[test]
@@ -229,7 +254,8 @@ fn gc_removes_what_a_server_of_an_earlier_life_left() {
     assert_eq!((&ours["state"], &ours["spec"]), (&"dead".into(), &"ram:1G".into()));
     let status: serde_json::Value =
         serde_json::from_str(&host.works(&["status", "999999", "--json"])).unwrap();
-    assert_eq!(status["state"], "dead");
+    assert_eq!((&status["state"], &status["uptime_s"]), (&"dead".into(), &serde_json::Value::Null));
+    assert!(host.works(&["status", "999999"]).contains("uptime          -\n"));
     let said = host.works(&["gc"]);
     for name in ["ublkb999999.json", "ublkb999999.log", "ublkb999999.sock", "nbd999998.log"] {
         assert!(said.contains(name), "{said}");

@@ -92,6 +92,7 @@ trait ErasedBackend: Send + Sync {
     fn capabilities(&self) -> Capabilities;
     fn open_queue(&self, context: &QueueContext<'_>) -> Result<Box<dyn ErasedQueue>>;
     fn started(&self);
+    fn abandoned(&self);
     fn close(&self) -> Result<()>;
     fn memory_used(&self) -> Option<u64>;
     fn outlives_process(&self) -> bool;
@@ -116,6 +117,10 @@ impl<B: Backend> ErasedBackend for B {
 
     fn started(&self) {
         Backend::started(self);
+    }
+
+    fn abandoned(&self) {
+        Backend::abandoned(self);
     }
 
     fn close(&self) -> Result<()> {

@@ -116,6 +116,10 @@ impl Backend for File {
         }
     }
 
+    fn abandoned(&self) {
+        drop(self.created.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     fn close(&self) -> Result<()> {
         if !self.capabilities.contains(Capabilities::WRITE) {
             return Ok(());

@@ -14,6 +14,7 @@ use crate::port::signal::{Signal, Signals};
 use crate::stack::{OpenOptions, SpecTable};
 
 mod axis;
+mod ending;
 mod figures;
 mod histogram;
 mod json;
@@ -26,6 +27,7 @@ mod svg;
 mod target;
 mod text;
 
+use ending::A_MOMENT;
 use progress::Watcher;
 use report::{Host, Report};
 use target::Target;
@@ -37,7 +39,7 @@ use target::Target;
 /// --write also writes of the same shapes. Progress goes to standard error, the report to standard output. Ctrl-C
 /// ends it early and prints what was measured so far.
 ///
-/// The status is 1 where requests failed, and that of the signal where it was interrupted.
+/// The status is 1 where requests failed, also while warming up, and that of the signal where it was interrupted.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The disk: the path of a block device such as /dev/nvme0n1, the id of a ublk disk such as 0, or a spec, as
@@ -50,8 +52,9 @@ pub(super) struct Arguments {
     #[arg(long = "filter", value_name = "NAME,KEY=VALUE")]
     filters: Vec<String>,
 
-    /// Write to the disk as well. This DESTROYS what is on it. A block device must have no other user, and a
-    /// file nobody who has it attached. A file that a spec makes is removed again at the end.
+    /// Write to the disk as well. This DESTROYS what is on it. It is refused while somebody else is seen using the
+    /// device or the file: a mount, another device, swap, a process that has it open. A file that a spec makes is removed
+    /// again at the end.
     #[arg(long)]
     write: bool,
 
@@ -80,7 +83,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
 
-    /// Draw the histograms into this file too, as SVG. An SVG that is there is replaced, anything else is not.
+    /// Draw the histograms into this file too, as SVG. An SVG or an empty file that is there is replaced, anything
+    /// else is not.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -115,6 +119,9 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     let wishes = loads::wishes(&arguments)?;
     let picture = arguments.svg.as_deref().map(picture::check).transpose()?;
     let target = Target::parse(&arguments.disk, &arguments.filters, table)?;
+    if arguments.write {
+        target.check_alone()?;
+    }
     let mut remarks = remarks::before(&target, arguments.write);
     let options = OpenOptions { read_only: !arguments.write, ..OpenOptions::default() };
     let stack = table
@@ -122,50 +129,77 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
         .map_err(|error| target.explain(error, arguments.write))?;
     let disk = Disk::of(&*stack);
     let loads = wishes.iter().map(|wish| wish.on(&disk)).collect::<Result<Vec<Load>>>()?;
+    if loads.iter().any(|load| load.pattern.writes())
+        && let Some(lost) = target.loss(&disk)
+    {
+        output::note(&format!("writing {lost}: what is on it is lost"));
+        remarks.push(format!("Written {lost}: what was on it is lost."));
+    }
+    let abandon = || {
+        let stack = stack.clone();
+        // What was made for this goes, unless its file system does not answer either.
+        let _ = ending::bounded(A_MOMENT, "bench-abandon", move || stack.abandoned());
+    };
     let mut results: Vec<Measured> = Vec::new();
-    let mut interrupted = None;
+    let (mut signal, mut failure) = (None, None);
     for (number, load) in loads.iter().enumerate() {
         // Not a seed of an earlier run, whose blocks may be in a cache somewhere.
         let seed = clock::monotonic_nanoseconds() ^ (process::own_pid() as u64) << 40 ^ number as u64;
         let course = Course { seed, ..wishes[number].course };
-        let mut watcher = Watcher::new(load, &course, &mut signals);
+        let mut watcher = Watcher::new(load, &course, &mut signals, &abandon);
         let measured = measure(&stack, load, &course, &mut |progress| watcher.look(progress));
-        interrupted = watcher.finish();
-        results.push(measured?);
-        if interrupted.is_some() {
+        signal = watcher.finish();
+        match measured {
+            Ok(measured) => results.push(measured),
+            Err(error) if results.is_empty() => return Err(error),
+            Err(error) => {
+                remarks.push(format!("Load {} of {} failed: {error}.", number + 1, loads.len()));
+                failure = Some(error);
+            }
+        }
+        if signal.is_some() || failure.is_some() {
             break;
         }
     }
+    // Whoever asked for the end when everything had been measured has it all.
+    let is_all = results.len() == loads.len() && results.last().is_none_or(|last| !last.interrupted);
+    let interrupted = signal.filter(|_| failure.is_none() && !is_all);
     remarks.extend(remarks::after(&target, &Disk::of(&*stack), &results));
-    let notes = stack.notes();
-    let closed = stack.close();
-    drop(stack);
     let report = Report {
         name: target.name.clone(),
         write: arguments.write,
         disk,
-        notes,
+        notes: stack.notes(),
         host: Host::this(),
         loads: loads.len(),
         results,
         interrupted: interrupted.is_some(),
         remarks,
     };
-    match arguments.json {
-        true => output::json(&json::of(&report))?,
-        false => output::raw(text::of(&report).as_bytes())?,
-    }
-    if let Some(picture) = picture {
-        picture.write(&svg::of(&report))?;
-    }
-    closed?;
-    Ok(status(&report, interrupted))
+    // Before whatever may fail or take long, so that what was measured is there.
+    let drawn = picture.map_or(Ok(()), |picture| picture.write(&svg::of(&report)));
+    let printed = match arguments.json {
+        true => output::json(&json::of(&report)),
+        false => output::raw(text::of(&report).as_bytes()),
+    };
+    // What is removed again need not be durable.
+    let closed = match target.is_new {
+        true => Ok(None),
+        false => {
+            let stack = stack.clone();
+            ending::close(move || stack.close(), &mut signals)
+        }
+    };
+    drop(stack);
+    failure.map_or(Ok(()), Err)?;
+    drawn.and(printed)?;
+    Ok(status(&report, closed?.or(interrupted)))
 }
 
 fn status(report: &Report, interrupted: Option<Signal>) -> ExitCode {
     match interrupted {
         Some(signal) => ExitCode::from(signal.exit_status()),
-        None if report.results.iter().any(|measured| measured.failures.count() != 0) => ExitCode::FAILURE,
+        None if report.results.iter().any(Measured::has_failures) => ExitCode::FAILURE,
         None => ExitCode::SUCCESS,
     }
 }

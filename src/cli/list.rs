@@ -10,6 +10,7 @@ use crate::config::human_size;
 use crate::engine::{DeviceName, Engine};
 use crate::error::Result;
 use crate::registry::Registry;
+use crate::registry::control::State;
 use crate::registry::survey::{Seen, survey};
 
 /// Lists the disks of this machine and how they are, and what processes of `up` offer to NBD
@@ -65,7 +66,8 @@ impl Summary {
             size: seen.size(),
             queues: seen.queues(),
             depth: seen.depth(),
-            uptime_s: seen.entry.as_ref().map(|entry| entry.uptime()),
+            // That of a server, and a dead one has none.
+            uptime_s: seen.entry.as_ref().filter(|_| seen.state != State::Dead).map(|entry| entry.uptime()),
         }
     }
 }

@@ -6,12 +6,12 @@ use clap::Args;
 
 use super::output;
 use crate::error::{Error, Result};
-use crate::exporter::{self, Exporter};
+use crate::exporter::{self, Exporter, Format};
 use crate::registry::{Registry, statistics};
 use crate::server::entrance::{Address, refused, resolve};
 
-/// Prints what was done for all disks of this machine in the text format of Prometheus, or serves
-/// that over HTTP.
+/// Prints what was done for all disks of this machine in the text format of Prometheus (0.0.4), or serves
+/// that over HTTP, and there as OpenMetrics where a scrape asks for it.
 ///
 /// Asks the servers of all devices, and of what processes of `up` offer to NBD clients, as `stats` does for one
 /// of them. With --listen it goes on until it is ended, and http://HOST:PORT/metrics is what a scrape asks for.
@@ -36,7 +36,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
                 output::note(&error.to_string());
             }
         }
-        output::raw(exporter::text(answers)?.as_bytes())?;
+        output::raw(exporter::text(answers, Format::Classic)?.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     };
     let what = format!("cannot listen on {listen}");

@@ -10,8 +10,8 @@ use crate::config::human_size;
 use crate::error::Result;
 use crate::metrics::{Latency, OpStats, Stats};
 use crate::port::clock::{Duration, Instant, sleep};
-use crate::registry::control::DiskStats;
-use crate::registry::{Registry, statistics};
+use crate::registry::statistics::{self, Told};
+use crate::registry::{Registry, control::DiskStats};
 
 /// Shows what was done for a disk: requests, bytes, errors, how long requests took, and what is in
 /// flight.
@@ -44,6 +44,9 @@ pub(super) struct Arguments {
 /// What has come between two looks.
 #[derive(Debug, Serialize)]
 struct Interval {
+    /// The device, or the file of an `up`, whose server said so.
+    about: String,
+    pid: i32,
     engine: String,
     name: String,
     seconds: f64,
@@ -58,7 +61,9 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     let Some(seconds) = arguments.every else {
         match arguments.json {
             true => output::json(&disks)?,
-            false => output::raw(disks.iter().map(since_start).collect::<Vec<_>>().join("\n").as_bytes())?,
+            false => output::raw(
+                disks.iter().map(|told| since_start(&told.disk)).collect::<Vec<_>>().join("\n").as_bytes(),
+            )?,
         }
         return Ok(ExitCode::SUCCESS);
     };
@@ -68,7 +73,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut left = arguments.count.unwrap_or(u64::MAX);
     while left != 0 {
         sleep(next.saturating_duration_since(Instant::now()));
-        next += every;
+        next = following(next, every, Instant::now());
         let (now, at) = (look()?, Instant::now());
         let seconds = at.saturating_duration_since(looked).as_secs_f64();
         let intervals: Vec<Interval> = now.iter().map(|disk| Interval::of(disk, &before, seconds)).collect();
@@ -85,16 +90,19 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 impl Interval {
-    fn of(disk: &DiskStats, before: &[DiskStats], seconds: f64) -> Interval {
-        let is_same = |other: &&DiskStats| (&other.engine, &other.name) == (&disk.engine, &disk.name);
-        let ops = match before.iter().find(is_same) {
-            Some(before) => disk.stats.since(&before.stats),
+    /// Of a process that was not there before, all that it has done has come since.
+    fn of(told: &Told, before: &[Told], seconds: f64) -> Interval {
+        let identity =
+            |told: &Told| (told.about.clone(), told.pid, told.disk.engine.clone(), told.disk.name.clone());
+        let Told { about, pid, disk } = told;
+        let ops = match before.iter().find(|other| identity(other) == identity(told)) {
+            Some(before) => disk.stats.since(&before.disk.stats),
             None => disk.stats.ops.clone(),
         };
         // The latencies one by one are for who adds up more than this interval.
         let ops = ops.into_iter().map(|op| OpStats { buckets: Vec::new(), ..op }).collect();
         let (engine, name, in_flight) = (disk.engine.clone(), disk.name.clone(), disk.stats.in_flight());
-        Interval { engine, name, seconds, in_flight, ops }
+        Interval { about: about.clone(), pid: *pid, engine, name, seconds, in_flight, ops }
     }
 
     fn text(&self) -> String {
@@ -118,8 +126,16 @@ impl Interval {
             true => "no requests\n".to_owned(),
             false => output::table(&headings("IOPS", "RATE"), &rows),
         };
-        format!("{} by {}: {} in flight\n{table}", named(&self.name), self.engine, self.in_flight)
+        let of = if self.name == self.about { String::new() } else { format!(" of {}", self.about) };
+        format!("{} by {}{of}: {} in flight\n{table}", named(&self.name), self.engine, self.in_flight)
     }
+}
+
+/// When to look after the look that was due at `due`. Where that time has passed, since somebody stopped this process for a
+/// while, the rhythm begins anew: what was missed is one long interval, and none follows of no length.
+fn following(due: Instant, every: Duration, now: Instant) -> Instant {
+    let next = due + every;
+    if next > now { next } else { now + every }
 }
 
 /// The empty name is one, too, and seen as such.
@@ -212,6 +228,43 @@ fn queues(stats: &Stats) -> Vec<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn looks_that_were_missed_are_not_made_up_for() {
+        let (due, every) = (Instant::now(), Duration::from_secs(2));
+        let after =
+            |late| following(due, every, due + Duration::from_millis(late)).saturating_duration_since(due);
+        assert_eq!(after(0), every);
+        assert_eq!(after(1900), every);
+        assert_eq!(after(2000), Duration::from_secs(4));
+        assert_eq!(after(7500), Duration::from_millis(9500));
+    }
+
+    fn told(about: &str, pid: i32, reads: u64) -> Told {
+        let op = OpStats {
+            op: "read".into(),
+            requests: reads,
+            bytes: 0,
+            errors: 0,
+            latency: None,
+            buckets: Vec::new(),
+            latency_sum_ns: 0,
+        };
+        let stats = Stats { ops: vec![op], queues: Vec::new() };
+        let (engine, name, spec) = ("nbd".into(), "a".into(), "ram:1M".into());
+        Told { about: about.into(), pid, disk: DiskStats { engine, name, spec, data_path: None, stats } }
+    }
+
+    /// Exports of several processes may have one name, and a process may be another one by now.
+    #[test]
+    fn an_interval_is_between_looks_at_the_same() {
+        let before = [told("/one.toml", 1, 1000), told("/other.toml", 2, 10)];
+        let since = |now: Told| Interval::of(&now, &before, 1.0).ops[0].requests;
+        assert_eq!(since(told("/one.toml", 1, 1007)), 7);
+        assert_eq!(since(told("/other.toml", 2, 15)), 5);
+        assert_eq!(since(told("/other.toml", 3, 15)), 15);
+        assert_eq!(since(told("/one.toml", 1, 3)), 3);
+    }
 
     #[test]
     fn latencies_for_people() {

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::holders::Holder;
 use crate::port::process;
 use crate::port::thread::Scheduling;
+use crate::registry::control::State;
 use crate::registry::survey::{Seen, survey};
 use crate::registry::{Registry, devices};
 
@@ -40,6 +41,9 @@ struct Memory {
     locked: Option<u64>,
     /// What the contents of the disk take, where they are in memory.
     backend: Option<u64>,
+    /// Disks that the server serves, this one among them: what is resident and locked is of all of these, and where it is
+    /// an `up`, of its exports.
+    disks: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,6 +72,8 @@ impl Status {
     fn of(seen: &Seen) -> Status {
         let summary = Summary::of(seen);
         let report = seen.report.as_ref();
+        // What a dead server had in memory, and its threads, are gone.
+        let running = report.filter(|_| seen.state != State::Dead);
         let pid = seen.pid().filter(|_| seen.entry.as_ref().is_some_and(|entry| entry.is_alive()));
         let process_memory = pid.and_then(process::memory);
         // Nothing here touches the disk itself, whose server may hang.
@@ -89,12 +95,13 @@ impl Status {
             features: report.map(|report| report.features.clone()).unwrap_or_default(),
             flags: report.map(|report| report.flags.clone()).unwrap_or_default(),
             memory: Memory {
-                locked_buffers: report.map(|report| report.memory.locked_buffers),
+                locked_buffers: running.map(|report| report.memory.locked_buffers),
                 resident: process_memory.map(|(resident, _)| resident),
                 locked: process_memory.map(|(_, locked)| locked),
-                backend: report.and_then(|report| report.memory.backend),
+                backend: running.and_then(|report| report.memory.backend),
+                disks: pid.map(|pid| disks_of(&registry, pid)),
             },
-            queue_threads: report.map(|report| report.queue_threads.clone()).unwrap_or_default(),
+            queue_threads: running.map(|report| report.queue_threads.clone()).unwrap_or_default(),
             notes,
             in_use_by: users.iter().map(Holder::to_string).collect(),
             summary,
@@ -133,10 +140,17 @@ impl Status {
         say("uptime", or_dash(disk.uptime_s.map(human_time)));
         let memory = &self.memory;
         if memory.resident.is_some() || memory.locked_buffers.is_some() {
+            let whose = match memory.disks {
+                Some(disks) if disks > 1 || disk.config.is_some() => {
+                    let plural = if disks == 1 { "disk" } else { "disks" };
+                    format!(", both of the process, which serves {disks} {plural}; of this one")
+                }
+                _ => ",".to_owned(),
+            };
             say(
                 "memory",
                 format!(
-                    "{} resident, {} of that locked, buffers {}, contents {}",
+                    "{} resident, {} of that locked{whose} buffers {}, contents {}",
                     size(memory.resident),
                     size(memory.locked),
                     size(memory.locked_buffers),
@@ -165,6 +179,12 @@ impl Status {
         self.notes.iter().for_each(|note| say("note", note.clone()));
         lines
     }
+}
+
+/// How many disks the living process serves.
+fn disks_of(registry: &Registry, pid: i32) -> usize {
+    let entries = registry.ids().into_values().filter_map(|(_, entry)| entry);
+    entries.filter(|entry| entry.pid == pid && entry.is_alive()).count()
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::text::{CONTENT_TYPE, text};
+use super::format::Format;
+use super::text::text;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::thread;
@@ -80,8 +81,8 @@ impl Exporter {
 
 fn converse(mut stream: TcpStream, registry: &Registry) -> std::io::Result<()> {
     let (status, kind, body) = match head(&mut stream)? {
-        Asked::Metrics => match text(statistics::all(registry)) {
-            Ok(text) => ("200 OK", CONTENT_TYPE, text),
+        Asked::Metrics(format) => match text(statistics::all(registry), format) {
+            Ok(text) => ("200 OK", format.content_type(), text),
             Err(error) => ("500 Internal Server Error", PLAIN, format!("{error}\n")),
         },
         Asked::Else(status, why) => (status, PLAIN, format!("{why}\n")),
@@ -114,7 +115,7 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
-    Metrics,
+    Metrics(Format),
     Else(&'static str, &'static str),
 }
 
@@ -155,7 +156,11 @@ fn asked(bytes: &[u8]) -> Option<Asked> {
     }
     let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
     Some(match (request.method, path) {
-        (Some("GET"), "/metrics") => Asked::Metrics,
+        (Some("GET"), "/metrics") => {
+            let accepts = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("accept"));
+            let accepts: Vec<_> = accepts.map(|header| String::from_utf8_lossy(header.value)).collect();
+            Asked::Metrics(Format::accepted(&accepts.join(",")))
+        }
         (Some("GET"), _) => Asked::Else("404 Not Found", "the metrics are at /metrics"),
         _ => Asked::Else("405 Method Not Allowed", "only GET is answered"),
     })
@@ -168,7 +173,7 @@ mod tests {
     #[test]
     fn what_is_asked_for() {
         let status = |bytes: &str| match asked(bytes.as_bytes()) {
-            Some(Asked::Metrics) => "200".to_owned(),
+            Some(Asked::Metrics(_)) => "200".to_owned(),
             Some(Asked::Else(status, _)) => status[..3].to_owned(),
             None => String::new(),
         };
@@ -183,6 +188,10 @@ mod tests {
         ] {
             assert_eq!(status(bytes), code, "{bytes:?}");
         }
+        let accepting = |more: &str| asked(format!("GET /metrics HTTP/1.1\r\n{more}\r\n").as_bytes());
+        let open_metrics = "Accept: text/html\r\naccept: application/openmetrics-text\r\n";
+        assert_eq!(accepting(open_metrics), Some(Asked::Metrics(Format::OpenMetrics)));
+        assert_eq!(accepting("Accept: \u{ff}, text/*\r\n"), Some(Asked::Metrics(Format::Classic)));
         let many = "a: b\r\n".repeat(MAX_HEADERS + 1);
         assert_eq!(status(&format!("GET /metrics HTTP/1.1\r\n{many}\r\n")), "400");
     }

@@ -1,4 +1,4 @@
-//! The statistics in the OpenMetrics text format, which Prometheus reads.
+//! The statistics as text that Prometheus reads.
 
 use std::fmt::{self, Debug};
 
@@ -7,26 +7,27 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry as Metrics, Unit};
 
+use super::format::{Format, classic};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::{OpStats, bucket};
 use crate::registry::control::DiskStats;
 use crate::registry::statistics::Answer;
 
-/// What the text is, as HTTP says it.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// Bounds of the latency histogram as powers of two, in nanoseconds: 1 µs to 17 s.
 const BOUNDS: std::ops::RangeInclusive<u32> = 10..=34;
 
 /// What the servers of this host say, as text.
-pub fn text(answers: Vec<Answer>) -> Result<String> {
+pub fn text(answers: Vec<Answer>, format: Format) -> Result<String> {
     let mut metrics = Metrics::default();
     metrics.register_collector(Box::new(Disks(answers)));
     let mut text = String::new();
     openmetrics::encode(&mut text, &metrics).map_err(|fmt::Error| {
         Error::new(Kind::Failed, "cannot write the metrics", "they cannot be put into text")
     })?;
-    Ok(text)
+    Ok(match format {
+        Format::OpenMetrics => text,
+        Format::Classic => classic(&text),
+    })
 }
 
 type Label = (&'static str, String);
@@ -48,10 +49,10 @@ impl Disks {
         count: impl Fn(&OpStats) -> u64,
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
-        for (_, disk) in self.each() {
+        for (answer, disk) in self.each() {
             for queue in &disk.stats.queues {
                 for op in &queue.ops {
-                    let mut labels = labels(disk);
+                    let mut labels = labels(answer, disk);
                     labels.push(("queue", queue.queue.to_string()));
                     labels.push(("op", op.op.clone()));
                     family
@@ -64,15 +65,18 @@ impl Disks {
     }
 }
 
-fn labels(disk: &DiskStats) -> Vec<Label> {
-    vec![("disk", disk.name.clone()), ("engine", disk.engine.clone())]
+/// An export's name can be that of several processes' exports; a device's path is one device's.
+fn labels(answer: &Answer, disk: &DiskStats) -> Vec<Label> {
+    let about = (disk.name != answer.about).then(|| ("about", answer.about.clone()));
+    let known = [("disk", disk.name.clone()), ("engine", disk.engine.clone())];
+    known.into_iter().chain(about).collect()
 }
 
 impl Collector for Disks {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "blockhaus_server_answers",
-            "Whether a server says what it has done (1), or does not answer (0).",
+            "Whether a server says what it has done (1), or does not answer or has crashed (0).",
             None,
             MetricType::Gauge,
         )?;
@@ -87,7 +91,7 @@ impl Collector for Disks {
             MetricType::Gauge,
         )?;
         for (answer, disk) in self.each() {
-            let mut labels = labels(disk);
+            let mut labels = labels(answer, disk);
             labels.push(("spec", disk.spec.clone()));
             labels.push(("data_path", disk.data_path.clone().unwrap_or_default()));
             labels.push(("pid", answer.pid.to_string()));
@@ -99,9 +103,9 @@ impl Collector for Disks {
             None,
             MetricType::Gauge,
         )?;
-        for (_, disk) in self.each() {
+        for (answer, disk) in self.each() {
             for queue in &disk.stats.queues {
-                let mut labels = labels(disk);
+                let mut labels = labels(answer, disk);
                 labels.push(("queue", queue.queue.to_string()));
                 family.encode_family(&labels)?.encode_gauge(&queue.in_flight)?;
             }
@@ -119,9 +123,9 @@ impl Collector for Disks {
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
-        for (_, disk) in self.each() {
+        for (answer, disk) in self.each() {
             for op in disk.stats.ops.iter().filter(|op| !op.buckets.is_empty()) {
-                let mut labels = labels(disk);
+                let mut labels = labels(answer, disk);
                 labels.push(("op", op.op.clone()));
                 histogram(family.encode_family(&labels)?, op)?;
             }
@@ -183,7 +187,7 @@ mod tests {
         };
         let why = Error::new(Kind::Deadline, "cannot ask", "it does not answer");
         let hung = Answer { about: "/etc/a.toml".into(), pid: 13, disks: Err(why) };
-        let text = text(vec![fine, hung]).unwrap();
+        let text = text(vec![fine, hung], Format::OpenMetrics).unwrap();
         for line in [
             "blockhaus_server_answers{about=\"/dev/ublkb7\",pid=\"12\"} 1",
             "blockhaus_server_answers{about=\"/etc/a.toml\",pid=\"13\"} 0",
@@ -200,5 +204,25 @@ mod tests {
         }
         assert!(text.contains(r#"spec="file:/a \"b\"\n\\c""#), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    /// Two series with the same labels would make all of it invalid.
+    #[test]
+    fn exports_of_the_same_name_are_told_apart() {
+        let export = |config: &str, pid| {
+            let disk = DiskStats { engine: "nbd".into(), name: "a".into(), ..served(&[1000]) };
+            Answer { about: config.into(), pid, disks: Ok(vec![disk]) }
+        };
+        let text = text(vec![export("/one.toml", 1), export("/other.toml", 2)], Format::Classic).unwrap();
+        let series: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(series, _)| series)
+            .collect();
+        let different: std::collections::BTreeSet<&str> = series.iter().copied().collect();
+        assert_eq!(different.len(), series.len(), "{text}");
+        let line = "blockhaus_requests_total{disk=\"a\",engine=\"nbd\",about=\"/other.toml\",queue=\"0\",op=\"read\"} 1";
+        assert!(text.lines().any(|found| found == line), "{text}");
     }
 }

@@ -136,6 +136,10 @@ impl<B: Backend> Backend for Log<B> {
         self.below.started();
     }
 
+    fn abandoned(&self) {
+        self.below.abandoned();
+    }
+
     fn close(&self) -> Result<()> {
         let result = self.below.close();
         self.finish();

@@ -110,6 +110,10 @@ impl<B: Backend> Backend for Stripe<B> {
         self.members.iter().for_each(Backend::started);
     }
 
+    fn abandoned(&self) {
+        self.members.iter().for_each(Backend::abandoned);
+    }
+
     /// All of them, and then the first error.
     fn close(&self) -> Result<()> {
         self.members.iter().map(Backend::close).fold(Ok(()), Result::and)

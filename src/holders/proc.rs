@@ -29,17 +29,28 @@ fn mount(line: &str, device: &BlockDevice) -> Option<Holder> {
 
 /// Swap spaces on the device in /proc/swaps.
 pub(super) fn swaps(text: &str, device: &BlockDevice) -> Vec<Holder> {
+    swaps_where(text, |path| device.is_at(path))
+}
+
+/// Swap spaces in /proc/swaps that lie where `is_it` says.
+pub(super) fn swaps_where(text: &str, is_it: impl Fn(&Path) -> bool) -> Vec<Holder> {
     let paths = text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next());
-    let ours = paths.map(unescape).filter(|path| device.is_at(path));
+    let ours = paths.map(unescape).filter(|path| is_it(path));
     ours.map(|path| Holder::Swap { path: path.display().to_string() }).collect()
 }
 
 /// Loop devices over the device.
 pub(super) fn loops(device: &BlockDevice) -> Vec<Holder> {
+    loops_where(|path| device.is_at(path))
+}
+
+/// Loop devices over what `is_it` says.
+pub(super) fn loops_where(is_it: impl Fn(&Path) -> bool) -> Vec<Holder> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let Ok(backing) = fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
-        if device.is_at(Path::new(backing.trim_end())) {
+        // The newline is the kernel's; other blanks may be the name's.
+        if is_it(Path::new(backing.strip_suffix('\n').unwrap_or(&backing))) {
             found.push(Holder::Device { name: entry.file_name().to_string_lossy().into_owned() });
         }
     }
@@ -126,7 +137,11 @@ mod tests {
     fn swap_is_found() {
         let text = "Filename\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/ublkb0p1  partition\t1048572\t0\t-2\n/swap file 1 0 -3\n";
         assert_eq!(swaps(text, &device()), [Holder::Swap { path: "/dev/ublkb0p1".into() }]);
-        assert_eq!(swaps("", &device()), []);
+        assert_eq!(
+            swaps_where(text, |path| path == Path::new("/swap")),
+            [Holder::Swap { path: "/swap".into() }]
+        );
+        assert_eq!(swaps_where("", |_| true), []);
     }
 
     #[test]

@@ -89,9 +89,13 @@ impl Stats {
         Stats { ops, queues: each.into_iter().map(without_buckets).collect() }
     }
 
-    /// What has come since `earlier`, for all queues together.
+    /// What has come since `earlier`, for all queues together. Where there was more then than now, they have begun anew
+    /// since, and all that they say has come since.
     pub fn since(&self, earlier: &Stats) -> Vec<OpStats> {
         let before = |op: &OpStats| earlier.ops.iter().find(|before| before.op == op.op);
+        if self.ops.iter().any(|op| before(op).is_some_and(|before| before.requests > op.requests)) {
+            return self.ops.clone();
+        }
         self.ops.iter().map(|op| before(op).map_or_else(|| op.clone(), |before| op.since(before))).collect()
     }
 
@@ -214,6 +218,15 @@ fn merge(a: &[(u16, u64)], b: &[(u16, u64)], join: impl Fn(u64, u64) -> u64) -> 
     }
 }
 
+/// Which part of `count` sorted values, from 0 to 1, ends in the middle of the one that `percent` of them do not exceed. To
+/// multiply by `percent / 100` could land a hair above a whole number, and a histogram rounds that up: 99.9 % of 1000
+/// would be the last and not the one before it.
+pub fn quantile(percent: f64, count: u64) -> f64 {
+    let count = count as f64;
+    let rank = (count * percent / 100.0 - 1e-6).ceil().max(1.0);
+    (rank - 0.5) / count.max(1.0)
+}
+
 /// What the buckets say; nothing where they are empty.
 pub fn percentiles(buckets: &[(u16, u64)], sum_ns: u64) -> Option<Latency> {
     // A histogram takes a quarter of a MiB, and most kinds of requests are not made of most disks.
@@ -228,7 +241,7 @@ pub fn percentiles(buckets: &[(u16, u64)], sum_ns: u64) -> Option<Latency> {
         histogram.record_n(middle.max(1), count).ok()?;
     }
     let measured = histogram.len();
-    let at = |percentile| histogram.value_at_percentile(percentile);
+    let at = |percent| histogram.value_at_quantile(quantile(percent, measured));
     (measured != 0).then(|| Latency {
         measured,
         mean_ns: sum_ns / measured,
@@ -248,6 +261,7 @@ mod tests {
 
     use super::*;
     use crate::io::Op;
+    use crate::metrics::bucket;
 
     /// What one queue is told.
     #[derive(Clone, Debug)]
@@ -337,5 +351,45 @@ mod tests {
             }
             prop_assert_eq!(after.in_flight(), 0);
         }
+    }
+
+    fn served(op: Op, requests: usize) -> Stats {
+        let queue = Arc::new(QueueMetrics::new());
+        for _ in 0..requests {
+            queue.take();
+            queue.complete(op, 4096, false);
+            queue.record(op, 1000, 1);
+        }
+        Stats::of(&[queue])
+    }
+
+    fn requests(ops: &[OpStats]) -> Vec<u64> {
+        ops.iter().map(|op| op.requests).collect()
+    }
+
+    #[test]
+    fn what_has_come_since_a_look() {
+        let since = served(Op::Read, 70).since(&served(Op::Read, 50));
+        assert_eq!(requests(&since), [20, 0, 0, 0, 0]);
+        assert_eq!((since[0].bytes, since[0].latency.unwrap().measured), (20 * 4096, 20));
+    }
+
+    /// A server that was started again has done less than the one before it.
+    #[test]
+    fn counters_that_began_anew_are_taken_as_they_are() {
+        let since = served(Op::Read, 7).since(&served(Op::Read, 50));
+        assert_eq!(requests(&since), [7, 0, 0, 0, 0]);
+        assert_eq!(since[0].latency.unwrap().measured, 7);
+        // Whichever kind of request shows it.
+        let since = served(Op::Write, 9).since(&served(Op::Read, 1));
+        assert_eq!(requests(&since), [0, 9, 0, 0, 0]);
+    }
+
+    #[test]
+    fn one_of_a_thousand_is_beyond_what_999_do_not_exceed() {
+        let bucket_of = |ns| u16::try_from(bucket(ns)).unwrap();
+        let buckets = [(bucket_of(1000), 999), (bucket_of(1_000_000), 1)];
+        let latency = percentiles(&buckets, 0).unwrap();
+        assert!(latency.p999_ns < 1100 && latency.max_ns > 900_000, "{latency:?}");
     }
 }

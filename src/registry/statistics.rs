@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::control::{Client, DiskStats, Request};
 use super::servers::Server;
 use super::survey::PATIENCE;
@@ -19,6 +21,27 @@ pub struct Answer {
     pub pid: i32,
     /// What it says.
     pub disks: Result<Vec<DiskStats>>,
+}
+
+/// What was done for one disk by one engine, and who says so: what is about the same disk and from the same process
+/// is one thing, and a name can be that of several.
+#[derive(Clone, Debug, Serialize)]
+pub struct Told {
+    /// The device, or the file of an `up`, that was asked about.
+    pub about: String,
+    /// The process that was asked.
+    pub pid: i32,
+    /// What it says.
+    #[serde(flatten)]
+    pub disk: DiskStats,
+}
+
+impl Answer {
+    /// Each disk of it.
+    fn told(self) -> Result<Vec<Told>> {
+        let Answer { about, pid, disks } = self;
+        Ok(disks?.into_iter().map(|disk| Told { about: about.clone(), pid, disk }).collect())
+    }
 }
 
 /// Who can be asked.
@@ -53,6 +76,26 @@ impl Asked {
             Asked::Server(server) => !server.is_alive(),
         }
     }
+
+    /// Whether it has ended otherwise than in order, and nobody has taken its place.
+    fn has_crashed(&self, registry: &Registry) -> bool {
+        match self {
+            Asked::Device(entry) => !entry.is_alive() && devices::exists(entry.name) && entry.owns_device(),
+            Asked::Server(server) => {
+                let is_left = registry.servers().iter().any(|left| left.pid == server.pid);
+                !server.is_alive() && is_left && registry.server_of(&server.config).is_none()
+            }
+        }
+    }
+
+    /// Who has ended in order has nothing to say, not even that it does not answer.
+    fn has_something_to_say(&self, registry: &Registry) -> bool {
+        !self.has_ended(registry) || self.has_crashed(registry)
+    }
+}
+
+fn gone(what: impl Into<String>) -> Error {
+    Error::new(Kind::NotFound, what, "its server is gone").cure("`blockhaus gc` cleans up what is left")
 }
 
 /// A thread that asks a server; it yields nothing where there is nobody to ask any more. Where there can be no thread,
@@ -61,21 +104,27 @@ fn ask(registry: &Registry, asked: Asked, deadline: Deadline) -> Result<JoinHand
     let asked = Arc::new(asked);
     let (registry, asks) = (registry.clone(), asked.clone());
     let body = move || {
-        let disks = asks.disks(&registry, deadline);
-        // Who has ended meanwhile has nothing to say.
-        (disks.is_ok() || !asks.has_ended(&registry)).then(|| asks.with(disks))
+        let disks = match asks.has_crashed(&registry) {
+            true => Err(gone("no statistics")),
+            false => asks.disks(&registry, deadline),
+        };
+        (disks.is_ok() || asks.has_something_to_say(&registry)).then(|| asks.with(disks))
     };
     thread::spawn("ask-stats".into(), body)
         .map_err(|error| asked.with(Err(Error::system("cannot make a thread to ask a server", error))))
 }
 
-/// Asks all servers at once, each for a bounded time.
+/// Asks all servers at once, each for a bounded time. Of one that has crashed there is an answer too, as long as something
+/// of it is left.
 pub fn all(registry: &Registry) -> Vec<Answer> {
     let deadline = Deadline::after(PATIENCE);
     let entries = registry.names().into_values().filter_map(|(_, entry)| entry);
-    let devices = entries.filter(Entry::is_alive).map(Box::new).map(Asked::Device);
-    let servers = registry.servers().into_iter().filter(Server::is_alive).map(Asked::Server);
-    let asked: Vec<_> = devices.chain(servers).map(|asked| ask(registry, asked, deadline)).collect();
+    let devices = entries.map(Box::new).map(Asked::Device);
+    let asked: Vec<_> = devices
+        .chain(registry.servers().into_iter().map(Asked::Server))
+        .filter(|asked| asked.has_something_to_say(registry))
+        .map(|asked| ask(registry, asked, deadline))
+        .collect();
     let answer = |asked: Result<JoinHandle<Option<Answer>>, Answer>| match asked {
         Ok(thread) => thread.join().ok().flatten(),
         Err(answer) => Some(answer),
@@ -85,21 +134,20 @@ pub fn all(registry: &Registry) -> Vec<Answer> {
 
 /// What was done for the disk that a person means by `name`: a device's id or path, or the name of an
 /// export.
-pub fn of(registry: &Registry, name: &str) -> Result<Vec<DiskStats>> {
+pub fn of(registry: &Registry, name: &str) -> Result<Vec<Told>> {
     let what = || format!("no statistics of {name}");
     if let Ok(device) = devices::meant(registry, name)
         && let Some((_, Some(entry))) = registry.names().remove(&device)
     {
         if !entry.is_alive() {
-            return Err(Error::new(Kind::NotFound, what(), "its server is gone")
-                .cure("`blockhaus gc` cleans up what is left"));
+            return Err(gone(what()));
         }
         let asked = Asked::Device(Box::new(entry));
         let disks = match asked.disks(registry, Deadline::after(PATIENCE)) {
             Err(_) if asked.has_ended(registry) => {
                 return Err(Error::new(Kind::NotFound, what(), "it was taken away at this moment"));
             }
-            answer => answer?,
+            answer => asked.with(answer).told()?,
         };
         if disks.is_empty() {
             let why = "it is being made or taken away at this moment";
@@ -107,19 +155,27 @@ pub fn of(registry: &Registry, name: &str) -> Result<Vec<DiskStats>> {
         }
         return Ok(disks);
     }
-    let answers = all(registry);
-    let named = |disk: &DiskStats| disk.engine == "nbd" && disk.name == name;
-    let found: Vec<DiskStats> = answers
-        .iter()
-        .flat_map(|answer| answer.disks.iter().flatten())
-        .filter(|disk| named(disk))
-        .cloned()
-        .collect();
-    if found.is_empty() {
-        let why = "there is no device of ours with this id or path, and no export of an `up` with this name";
-        return Err(Error::new(Kind::NotFound, what(), why).cure("`blockhaus list` shows what there is"));
+    let (mut found, mut silent) = (Vec::new(), None);
+    for answer in all(registry) {
+        match answer.told() {
+            Ok(told) => found.extend(told),
+            Err(error) => silent = silent.or(Some(error)),
+        }
     }
-    Ok(found)
+    found.retain(|told| told.disk.engine == "nbd" && told.disk.name == name);
+    match silent {
+        _ if !found.is_empty() => Ok(found),
+        Some(error) => {
+            let why =
+                format!("no server that answers has an export of this name, and one says nothing: {error}");
+            Err(Error::new(error.kind(), what(), why))
+        }
+        None => {
+            let why =
+                "there is no device of ours with this id or path, and no export of an `up` with this name";
+            Err(Error::new(Kind::NotFound, what(), why).cure("`blockhaus list` shows what there is"))
+        }
+    }
 }
 
 #[cfg(test)]

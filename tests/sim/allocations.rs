@@ -72,6 +72,10 @@ impl Stack for Counted {
         self.stack.started();
     }
 
+    fn abandoned(&self) {
+        self.stack.abandoned();
+    }
+
     fn close(&self) -> Result<()> {
         self.stack.close()
     }

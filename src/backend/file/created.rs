@@ -54,7 +54,12 @@ mod tests {
         drop(File::open(&options).unwrap());
         assert!(!path.exists());
         let disk = File::open(&options).unwrap();
+        disk.abandoned();
+        assert!(!path.exists());
+        drop(disk);
+        let disk = File::open(&options).unwrap();
         disk.started();
+        disk.abandoned();
         drop(disk);
         assert!(path.exists());
         // What was there before stays in any case.

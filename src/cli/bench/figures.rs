@@ -1,7 +1,7 @@
 //! Figures as people read them.
 
 use crate::config::human_size;
-use crate::engine::load::{Failures, Load, Measured};
+use crate::engine::load::{Load, Measured};
 
 /// `4K random read, depth 64`.
 pub(super) fn load(load: &Load) -> String {
@@ -59,8 +59,8 @@ pub(super) fn bandwidth(bytes: f64) -> String {
     }
 }
 
-/// IOPS, bandwidth, processor time and errors of a load, in one line.
-pub(super) fn rates(measured: &Measured) -> String {
+/// IOPS, bandwidth, processor time and errors of a load.
+pub(super) fn rates(measured: &Measured) -> Vec<String> {
     let cpu = match measured.cpu_time_per_request() {
         Some(cpu) => {
             let [user, system] = [cpu.user, cpu.system].map(|time| time.as_nanos() as f64);
@@ -68,24 +68,29 @@ pub(super) fn rates(measured: &Measured) -> String {
         }
         None => "CPU -".into(),
     };
-    let errors = errors(&measured.failures);
-    format!("{} IOPS   {}   {cpu}   {errors}", rate(measured.iops()), bandwidth(measured.bandwidth()))
+    let iops = format!("{} IOPS", rate(measured.iops()));
+    let errors = errors(measured.failures.count(), measured.warm_up_failures.count());
+    vec![iops, bandwidth(measured.bandwidth()), cpu, errors]
 }
 
-/// `no errors`, or how many there were of which kind.
-pub(super) fn errors(failures: &Failures) -> String {
-    match failures.count() {
-        0 => "no errors".into(),
-        1 => "1 error".into(),
-        number => format!("{} errors", count(number)),
+/// `no errors`, or how many there were.
+fn errors(number: u64, while_warming_up: u64) -> String {
+    let errors = |number| match number {
+        1 => "1 error".to_owned(),
+        _ => format!("{} errors", count(number)),
+    };
+    match (number, while_warming_up) {
+        (0, 0) => "no errors".into(),
+        (0, _) => format!("{} while warming up", errors(while_warming_up)),
+        _ => errors(number),
     }
 }
 
 /// Percentiles that are told of, and what they are called.
 pub(super) const PERCENTILES: [(f64, &str); 3] = [(50.0, "p50"), (99.0, "p99"), (99.9, "p99.9")];
 
-/// The latencies of a load, in one line.
-pub(super) fn latencies(measured: &Measured) -> String {
+/// The latencies of a load.
+pub(super) fn latencies(measured: &Measured) -> Vec<String> {
     let latencies = &measured.latencies;
     let shown = |value: Option<f64>| value.map_or_else(|| "-".into(), time);
     let mut parts = vec![format!("mean {}", shown(latencies.mean_ns()))];
@@ -93,7 +98,7 @@ pub(super) fn latencies(measured: &Measured) -> String {
         parts.push(format!("{name} {}", shown(latencies.percentile_ns(percent).map(|value| value as f64))));
     }
     parts.push(format!("max {}", shown(latencies.longest_ns().map(|value| value as f64))));
-    parts.join("   ")
+    parts
 }
 
 #[cfg(test)]
@@ -124,6 +129,8 @@ mod tests {
             (rate(9.96), rate(99.99), rate(12_345.6)),
             ("10.0".into(), "100.0".into(), "12,346".into())
         );
+        assert_eq!((errors(0, 0), errors(1, 7)), ("no errors".into(), "1 error".into()));
+        assert_eq!(errors(0, 1000), "1,000 errors while warming up");
         assert_eq!((bandwidth(0.0), bandwidth(1.5 * 1_048_576.0)), ("0 B/s".into(), "1.50 MiB/s".into()));
     }
 }

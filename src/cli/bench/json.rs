@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::report::{Host, Report};
-use crate::engine::load::{Disk, Load, Measured, Ring};
+use crate::engine::load::{Disk, Failures, Load, Measured, Ring};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Json<'a> {
@@ -13,6 +13,8 @@ pub(super) struct Json<'a> {
     notes: &'a [String],
     host: &'a Host,
     loads: Vec<Figures<'a>>,
+    /// How many were asked for.
+    loads_wanted: usize,
     interrupted: bool,
     remarks: &'a [String],
 }
@@ -32,6 +34,9 @@ struct Figures<'a> {
     starved: f64,
     errors: u64,
     errors_by_errno: Vec<Errors>,
+    /// Before the seconds of which all else tells.
+    warm_up_errors: u64,
+    warm_up_errors_by_errno: Vec<Errors>,
     ring: &'a Ring,
     interrupted: bool,
 }
@@ -73,15 +78,20 @@ pub(super) fn of(report: &Report) -> Json<'_> {
         notes: &report.notes,
         host: &report.host,
         loads: report.results.iter().map(figures).collect(),
+        loads_wanted: report.loads,
         interrupted: report.interrupted,
         remarks: &report.remarks,
     }
 }
 
+fn errors(failures: &Failures) -> Vec<Errors> {
+    let kinds = failures.kinds();
+    kinds.map(|(errno, count)| Errors { errno: errno.number(), error: errno.to_string(), count }).collect()
+}
+
 fn figures(measured: &Measured) -> Figures<'_> {
     let latencies = &measured.latencies;
     let cpu = measured.cpu_time_per_request();
-    let failed = measured.failures.kinds();
     Figures {
         load: measured.load,
         seconds: measured.window.as_secs_f64(),
@@ -103,9 +113,9 @@ fn figures(measured: &Measured) -> Figures<'_> {
         cpu_ns_per_request: cpu.map(|cpu| CpuNs { user: cpu.user.as_nanos(), system: cpu.system.as_nanos() }),
         starved: measured.starved,
         errors: measured.failures.count(),
-        errors_by_errno: failed
-            .map(|(errno, count)| Errors { errno: errno.number(), error: errno.to_string(), count })
-            .collect(),
+        errors_by_errno: errors(&measured.failures),
+        warm_up_errors: measured.warm_up_failures.count(),
+        warm_up_errors_by_errno: errors(&measured.warm_up_failures),
         ring: &measured.ring,
         interrupted: measured.interrupted,
     }

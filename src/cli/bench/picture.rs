@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 #[derive(Debug)]
 pub(super) struct Picture(PathBuf);
 
-/// Finds before anything is measured that a chart cannot be written there.
+/// Finds before anything is measured that a chart cannot be written there, and changes nothing.
 pub(super) fn check(path: &Path) -> Result<Picture> {
     let what = || format!("cannot draw into {}", path.display());
     match fs::metadata(path) {
@@ -20,15 +20,22 @@ pub(super) fn check(path: &Path) -> Result<Picture> {
         Ok(_) if !is_svg(path).map_err(|error| Error::system(what(), error))? => {
             Err(Error::new(Kind::Busy, what(), "there is a file, and no SVG is in it").cure("name another"))
         }
-        Ok(_) => Ok(Picture(path.to_path_buf())),
+        Ok(_) => {
+            File::options().write(true).open(path).map_err(|error| Error::system(what(), error))?;
+            Ok(Picture(path.to_path_buf()))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            match folder.is_none_or(Path::is_dir) {
-                true => Ok(Picture(path.to_path_buf())),
-                false => {
-                    Err(Error::new(Kind::NotFound, what(), "there is no such folder").cure("make it first"))
-                }
+            if !folder.is_none_or(Path::is_dir) {
+                return Err(
+                    Error::new(Kind::NotFound, what(), "there is no such folder").cure("make it first")
+                );
             }
+            // For a moment, so that nothing is left where it comes to no chart.
+            File::create_new(path)
+                .and_then(|_| fs::remove_file(path))
+                .map_err(|error| Error::system(what(), error))?;
+            Ok(Picture(path.to_path_buf()))
         }
         Err(error) => Err(Error::system(what(), error)),
     }
@@ -43,9 +50,30 @@ impl Picture {
 
 fn is_svg(path: &Path) -> std::io::Result<bool> {
     let mut beginning = Vec::new();
-    File::open(path)?.take(512).read_to_end(&mut beginning)?;
-    let text = String::from_utf8_lossy(&beginning);
-    Ok(beginning.is_empty() || text.trim_start().starts_with("<svg") || text.contains("<svg "))
+    File::open(path)?.take(4096).read_to_end(&mut beginning)?;
+    Ok(beginning.is_empty() || begins_an_svg(&String::from_utf8_lossy(&beginning)))
+}
+
+/// Whether the first element of this XML is `svg`.
+fn begins_an_svg(text: &str) -> bool {
+    let mut rest = text.trim_start_matches('\u{feff}').trim_start();
+    loop {
+        let end = match () {
+            () if rest.starts_with("<!--") => "-->",
+            () if rest.starts_with("<?") => "?>",
+            () if is_doctype_with_declarations(rest) => "]>",
+            () if rest.starts_with("<!DOCTYPE") => ">",
+            () => break,
+        };
+        let Some((_, behind)) = rest.split_once(end) else { return false };
+        rest = behind.trim_start();
+    }
+    rest.strip_prefix("<svg").is_some_and(|rest| rest.starts_with([' ', '\t', '\r', '\n', '>', '/']))
+}
+
+fn is_doctype_with_declarations(text: &str) -> bool {
+    let of_own = |rest: &str| rest.find('[').is_some_and(|at| rest.find('>').is_none_or(|end| at < end));
+    text.strip_prefix("<!DOCTYPE").is_some_and(of_own)
 }
 
 #[cfg(test)]
@@ -56,11 +84,32 @@ mod tests {
     fn only_a_chart_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.svg");
-        check(&path).unwrap().write("<svg xmlns=\"x\"></svg>").unwrap();
+        let picture = check(&path).unwrap();
+        assert!(!path.exists());
+        picture.write("<svg xmlns=\"x\"></svg>").unwrap();
         check(&path).unwrap();
-        fs::write(&path, "#!/bin/sh").unwrap();
-        assert!(check(&path).unwrap_err().to_string().contains("no SVG"));
-        for path in [folder.path(), Path::new("/dev/null"), &folder.path().join("none/x.svg")] {
+        for other in
+            ["#!/bin/sh", "a log of <svg width=1>", "<html><body><svg ></svg>", "<svgx>", "<!-- <svg "]
+        {
+            fs::write(&path, other).unwrap();
+            assert!(check(&path).unwrap_err().to_string().contains("no SVG"), "{other}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), other);
+        }
+        for chart in [
+            "<?xml version=\"1.0\"?>\n<!-- by <hand> -->\n<!DOCTYPE svg PUBLIC \"x\" \"y\">\n<svg\nwidth=\"1\">",
+            "\u{feff} <!DOCTYPE svg [ <!ENTITY a \"b\"> ]><svg>",
+            "<svg/>",
+        ] {
+            fs::write(&path, chart).unwrap();
+            check(&path).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), chart);
+        }
+        for path in [
+            folder.path(),
+            Path::new("/dev/null"),
+            Path::new("/proc/x.svg"),
+            &folder.path().join("none/x.svg"),
+        ] {
             assert!(check(path).is_err(), "{}", path.display());
         }
     }

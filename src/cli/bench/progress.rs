@@ -12,6 +12,8 @@ pub(super) struct Watcher<'a> {
     name: String,
     total_s: f64,
     signals: &'a mut Signals,
+    /// What is to be done when the process ends with requests in flight.
+    abandon: &'a dyn Fn(),
     is_terminal: bool,
     signal: Option<Signal>,
     before: Option<Progress>,
@@ -20,13 +22,13 @@ pub(super) struct Watcher<'a> {
 
 impl<'a> Watcher<'a> {
     /// On a terminal one line that changes, else a line at the start.
-    pub fn new(load: &Load, course: &Course, signals: &'a mut Signals) -> Watcher<'a> {
+    pub fn new(load: &Load, course: &Course, signals: &'a mut Signals, abandon: &'a dyn Fn()) -> Watcher<'a> {
         let (name, total_s) = (figures::load(load), (course.warm_up + course.window).as_secs_f64());
         let is_terminal = std::io::stderr().is_terminal();
         if !is_terminal {
             output::note(&format!("measuring {name}, {total_s:.1} s"));
         }
-        Watcher { name, total_s, signals, is_terminal, signal: None, before: None, iops: 0.0 }
+        Watcher { name, total_s, signals, abandon, is_terminal, signal: None, before: None, iops: 0.0 }
     }
 
     /// Called every moment; false where it is to end.
@@ -36,6 +38,7 @@ impl<'a> Watcher<'a> {
                 // Whoever asks twice does not want to wait for a disk that does not answer.
                 self.clear();
                 output::note("ended at once; requests were in flight");
+                (self.abandon)();
                 std::process::exit(signal.exit_status().into());
             }
         }

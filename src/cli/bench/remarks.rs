@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::target::Target;
-use crate::config::human_size;
+use crate::config::{Spec, human_size};
 use crate::engine::load::{Disk, Measured};
 use crate::holders;
+use crate::port::thread::CpuMask;
 use crate::registry::survey::survey;
 use crate::registry::{Registry, devices};
 
@@ -16,7 +17,7 @@ const STARVED: f64 = 0.05;
 pub(super) fn before(target: &Target, write: bool) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some(device) = &target.device {
-        // Whoever uses it keeps a writer out, and the error says so.
+        // A writer was refused.
         let users = holders::passive(device, &[]);
         if !users.is_empty() && !write {
             let users = holders::describe(&users);
@@ -26,12 +27,26 @@ pub(super) fn before(target: &Target, write: bool) -> Vec<String> {
         remarks.extend(kind_of_device(device));
     }
     if write && target.is_new {
-        remarks.push("The file was made for this and has been removed again.".into());
+        remarks.push("The file was made for this and is removed again.".into());
     }
     if target.spec.kind() == "null" {
-        remarks.push("null: moves no bytes. These figures are what blockhaus costs by itself.".into());
+        let figures = match filters(target) {
+            None => "what blockhaus costs by itself".to_owned(),
+            Some(filters) => format!("of blockhaus and {filters}"),
+        };
+        remarks.push(format!("null: moves no bytes. These figures are {figures}."));
     }
     remarks
+}
+
+/// The filters by name, where there are any.
+fn filters(target: &Target) -> Option<String> {
+    let names: Vec<&str> = target.filters.iter().map(Spec::kind).collect();
+    match names[..] {
+        [] => None,
+        [one] => Some(format!("the filter {one}")),
+        _ => Some(format!("the filters {}", names.join(", "))),
+    }
 }
 
 /// Devices that are made of something else.
@@ -65,9 +80,13 @@ pub(super) fn after(target: &Target, disk: &Disk, results: &[Measured]) -> Vec<S
         && target.spec.kind() != "null"
     {
         let (used, size) = (human_size(used), human_size(disk.size));
+        let figures = match filters(target) {
+            None => "blockhaus and the processor. It answers at once, so that a greater depth changes little"
+                .into(),
+            Some(filters) => format!("blockhaus, {filters} and the processor"),
+        };
         remarks.push(format!(
-            "A disk in the memory of this process, which has {used} of its {size}: these figures are of blockhaus and \
-             the processor. It answers at once, so that a greater depth changes little."
+            "A disk in the memory of this process, which has {used} of its {size}: these figures are of {figures}."
         ));
     }
     let looked_at: u64 = results.iter().map(|measured| measured.looked_at).sum();
@@ -85,15 +104,21 @@ pub(super) fn after(target: &Target, disk: &Disk, results: &[Measured]) -> Vec<S
     }
     let starved = results.iter().map(|measured| measured.starved).fold(0.0, f64::max);
     if starved >= STARVED {
+        let jobs = results.iter().map(|measured| measured.load.jobs).max().unwrap_or(0);
+        let processors = CpuMask::current().map_or(usize::MAX, |mask| mask.count());
+        let cause = match usize::from(jobs) > processors {
+            true => format!("{jobs} jobs and {processors} processors to run on"),
+            false => "The processors were busy".to_owned(),
+        };
         remarks.push(format!(
-            "Other programs had the processors: in one load the threads that make the requests waited for one {:.0} % of \
-             their time, and latencies are longer by that.",
-            starved.min(1.0) * 100.0
+            "{cause}: in one load the threads that make the requests waited for a processor {:.0} % of their time, and \
+             latencies are longer by that.",
+            starved * 100.0
         ));
     }
     if results.iter().any(|measured| measured.latencies.count() < 1000) {
         remarks.push(
-            "Some loads have fewer than 1000 requests: \"-\" stands for what cannot be told from so few."
+            "Some loads have fewer than 1000 requests: there are no percentiles that cannot be told from so few."
                 .into(),
         );
     }

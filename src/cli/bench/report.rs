@@ -25,6 +25,20 @@ pub(super) struct Report {
     pub remarks: Vec<String>,
 }
 
+impl Report {
+    /// Where it was interrupted, if it was.
+    pub fn interruption(&self) -> Option<String> {
+        let (done, wanted) = (self.results.len(), self.loads);
+        let is_short = self.results.last().is_some_and(|last| last.interrupted);
+        self.interrupted.then(|| match is_short {
+            true => format!(
+                "INTERRUPTED in load {done} of {wanted}: the figures of that one are of a shorter time."
+            ),
+            false => format!("INTERRUPTED after load {done} of {wanted}."),
+        })
+    }
+}
+
 /// Where and when.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Host {

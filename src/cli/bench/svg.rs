@@ -96,9 +96,8 @@ pub(super) fn of(report: &Report) -> String {
         y = picture.paragraph(y, "", &text::requests(measured));
     }
     y = picture.paragraph(y, "", &report.host.machine());
-    if report.interrupted {
-        let (done, wanted) = (report.results.len(), report.loads);
-        y = picture.paragraph(y, "bad", &format!("Interrupted in load {done} of {wanted}"));
+    if let Some(interruption) = report.interruption() {
+        y = picture.paragraph(y, "bad", &interruption);
     }
     for measured in &report.results {
         y = panel(&mut picture, y, measured);
@@ -127,8 +126,8 @@ fn panel(picture: &mut Picture, top: f64, measured: &Measured) -> f64 {
         format!("{:.1} s, {} requests", measured.window.as_secs_f64(), figures::count(measured.served));
     picture.text((RIGHT, top + 20.0), "load", Anchor::Start, &title);
     picture.text((WIDTH - RIGHT, top + 20.0), "", Anchor::End, &right);
-    picture.text((RIGHT, top + 38.0), "", Anchor::Start, &figures::rates(measured));
-    picture.text((RIGHT, top + 54.0), "", Anchor::Start, &figures::latencies(measured));
+    picture.text((RIGHT, top + 38.0), "", Anchor::Start, &figures::rates(measured).join("   "));
+    picture.text((RIGHT, top + 54.0), "", Anchor::Start, &figures::latencies(measured).join("   "));
     let Some(axis) = Axis::of(&measured.latencies) else { return top + ABOVE };
     let (plot_top, bottom, width) = (top + ABOVE, top + ABOVE + PLOT_HEIGHT, WIDTH - LEFT - RIGHT);
     let shares = axis.shares(&measured.latencies, COLUMNS);

@@ -30,12 +30,10 @@ pub(super) fn of(report: &Report) -> String {
         text.push_str(&block(measured));
     }
     text.push('\n');
-    if report.interrupted {
-        let (done, wanted) = (report.results.len(), report.loads);
-        let _ = writeln!(
-            text,
-            "INTERRUPTED in load {done} of {wanted}: the figures of that one are of a shorter time."
-        );
+    if let Some(interruption) = report.interruption() {
+        wrapped(&interruption, WIDTH).iter().for_each(|line| {
+            let _ = writeln!(text, "{line}");
+        });
     }
     for remark in &report.remarks {
         for (number, line) in wrapped(remark, WIDTH - 2).iter().enumerate() {
@@ -67,17 +65,47 @@ fn block(measured: &Measured) -> String {
     let seconds = measured.window.as_secs_f64();
     let mark = if measured.interrupted { "INTERRUPTED after " } else { "" };
     let right = format!("{mark}{seconds:.1} s, {} requests", figures::count(measured.served));
-    let room = WIDTH.saturating_sub(left.chars().count());
-    let _ = writeln!(text, "{left}{right:>room$}");
-    let _ = writeln!(text, "  {}", figures::rates(measured));
-    let _ = writeln!(text, "  {}", figures::latencies(measured));
-    for (errno, count) in measured.failures.kinds() {
-        let _ = writeln!(text, "  failed {} times: {errno}", figures::count(count));
+    text.push_str(&both_ends(&left, &right));
+    for line in filled(&figures::rates(measured)).into_iter().chain(filled(&figures::latencies(measured))) {
+        let _ = writeln!(text, "  {line}");
+    }
+    let failures = [(&measured.failures, ""), (&measured.warm_up_failures, " while warming up")];
+    for (failures, when) in failures {
+        for (errno, count) in failures.kinds() {
+            let line = format!("failed {} times{when}: {errno}", figures::count(count));
+            wrapped(&line, WIDTH - 2).iter().for_each(|line| {
+                let _ = writeln!(text, "  {line}");
+            });
+        }
     }
     histogram::lines(&measured.latencies).iter().for_each(|line| {
         let _ = writeln!(text, "{line}");
     });
     text
+}
+
+/// One text at the left and one at the right, in a line where both fit.
+fn both_ends(left: &str, right: &str) -> String {
+    let room = WIDTH.saturating_sub(left.chars().count());
+    match right.chars().count() < room {
+        true => format!("{left}{right:>room$}\n"),
+        false => format!("{left}\n{right:>WIDTH$}\n"),
+    }
+}
+
+/// Figures in as few lines as there is room for.
+fn filled(figures: &[String]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for figure in figures {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 3 + figure.chars().count() <= WIDTH - 2 => {
+                line.push_str("   ");
+                line.push_str(figure);
+            }
+            _ => lines.push(figure.clone()),
+        }
+    }
+    lines
 }
 
 /// Lines of at most so many characters, broken between words where that can be.
@@ -111,6 +139,20 @@ pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_that_do_not_fit_go_to_the_next_line() {
+        assert_eq!(both_ends("left", "right"), format!("left{:>75}\n", "right"));
+        for long in [74, 75, 79] {
+            let text = both_ends("left", &"x".repeat(long));
+            let lengths: Vec<usize> = text.lines().map(|line| line.chars().count()).collect();
+            assert_eq!(lengths, if long < 75 { vec![79] } else { vec![4, 79] });
+            assert!(!text.contains("leftx"));
+        }
+        let figures = ["a".repeat(40), "b".repeat(34), "c".repeat(76), "d".into()];
+        let lines = filled(&figures);
+        assert_eq!(lines, [figures[..2].join("   "), figures[2].clone(), figures[3].clone()]);
+    }
 
     #[test]
     fn no_line_is_longer_than_allowed_and_no_letter_is_lost() {

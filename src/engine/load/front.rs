@@ -124,8 +124,10 @@ impl FrontEnd for Front<'_> {
         self.free.push(io.slot);
         self.ended_here += 1;
         if now_ns < self.window.begin_ns() {
-            if self.op == Op::Read && result.is_ok() && self.tally.looked_at < LOOKS {
-                self.look(ring, io);
+            match result {
+                Err(errno) => self.tally.warm_up_failures.add(errno, 1),
+                Ok(()) if self.op == Op::Read && self.tally.looked_at < LOOKS => self.look(ring, io),
+                Ok(()) => {}
             }
             return Ok(());
         }

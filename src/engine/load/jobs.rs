@@ -185,9 +185,10 @@ impl Jobs {
             window,
             served: tally.served,
             cpu_time: cpu_time(&tally, window),
-            starved: tally.waited.as_secs_f64() / tally.worked.as_secs_f64().max(f64::MIN_POSITIVE),
+            starved: starved(&tally),
             latencies: tally.latencies,
             failures: tally.failures,
+            warm_up_failures: tally.warm_up_failures,
             looked_at: tally.looked_at,
             zeros: tally.zeros,
             ring,
@@ -218,6 +219,12 @@ fn cpu_time(tally: &Tally, window: Duration) -> Option<CpuTime> {
     let (span_ns, used) = tally.cpu?;
     let factor = window.as_secs_f64() / Duration::from_nanos(span_ns).as_secs_f64();
     (0.5..=2.0).contains(&factor).then(|| used.times(factor))
+}
+
+/// The kernel counts waiting by another clock and from another moment, so that it can be a little more than all there was.
+fn starved(tally: &Tally) -> f64 {
+    let (waited, worked) = (tally.waited.as_secs_f64(), tally.worked.as_secs_f64());
+    if worked == 0.0 { 0.0 } else { (waited / worked).min(1.0) }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -3,6 +3,7 @@
 use hdrhistogram::Histogram;
 
 use crate::error::{Error, Kind, Result};
+use crate::metrics::quantile;
 
 /// Longest latency that is told from longer ones: an hour.
 const LONGEST_NS: u64 = 3_600_000_000_000;
@@ -66,7 +67,10 @@ impl Latencies {
     pub fn percentile_ns(&self, percent: f64) -> Option<u64> {
         let beyond = self.count() as f64 * (100.0 - percent) / 100.0;
         // The product of a round number and a percentage can lie a hair below a whole number.
-        (beyond + 1e-6 >= 1.0).then(|| self.histogram.value_at_percentile(percent).min(self.longest_ns))
+        (beyond + 1e-6 >= 1.0).then(|| {
+            let quantile = quantile(percent, self.count());
+            self.histogram.value_at_quantile(quantile).min(self.longest_ns)
+        })
     }
 
     /// Latencies and how many requests had them, the shortest first; those that differ by less than 0.1 % are one.
@@ -109,6 +113,17 @@ mod tests {
         let none = of(&[]);
         assert_eq!((none.mean_ns(), none.longest_ns(), none.percentile_ns(50.0)), (None, None, None));
         assert_eq!(none.counts().count(), 0);
+    }
+
+    /// Of a thousand, the one before the last is what 99.9 % do not exceed.
+    #[test]
+    fn no_percentile_is_the_longest() {
+        for (count, percent) in [(1000, 99.9), (2000, 99.9), (10_000, 99.99), (100, 99.0), (700, 99.0)] {
+            let mut values = vec![1000; count - 1];
+            values.push(100_000);
+            let told = of(&values).percentile_ns(percent);
+            assert_eq!(told, Some(1000), "p{percent} of {count}");
+        }
     }
 
     #[test]

@@ -46,9 +46,12 @@ pub struct Measured {
     pub latencies: Latencies,
     /// Requests that failed, of the same.
     pub failures: Failures,
+    /// Requests of the warm-up that failed.
+    pub warm_up_failures: Failures,
     /// Processor time in the window; none where no job got to look at it at both of its ends.
     pub cpu_time: Option<CpuTime>,
-    /// The share of their time that the jobs waited for a processor, from 0 to 1: other programs had it.
+    /// The share of their time that the jobs waited for a processor, from 0 to 1: others had it, other jobs among
+    /// them.
     pub starved: f64,
     /// Requests of the warm-up whose bytes were looked at, and those of them that were nothing but zeros.
     pub looked_at: u64,
@@ -61,6 +64,11 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// Whether any request failed, at whatever time.
+    pub fn has_failures(&self) -> bool {
+        self.failures.count() != 0 || self.warm_up_failures.count() != 0
+    }
+
     /// Requests a second.
     pub fn iops(&self) -> f64 {
         match self.window.as_secs_f64() {

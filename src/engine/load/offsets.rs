@@ -15,14 +15,16 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
-    /// Those of job number `job`. Jobs that go one behind the other start at equal distances, and at the end of the
-    /// disk go on at its beginning.
+    /// Those of job number `job`. Where one request follows the other, the seed says where the first job starts, the
+    /// others start at equal distances from there, and behind the end of the disk they go on at its beginning.
     pub fn new(load: &Load, disk: &Disk, job: u16, seed: u64) -> Offsets {
         let block_size = u64::from(load.block_size);
         let blocks = disk.size / block_size;
-        let start = u128::from(blocks) * u128::from(job) / u128::from(load.jobs.max(1));
+        let distance = u128::from(blocks) * u128::from(job) / u128::from(load.jobs.max(1));
+        let start = u128::from(Random::of_part(seed, 0).below(blocks)) + distance;
+        let next = start.checked_rem(blocks.into()).unwrap_or(0) as u64;
         let random = load.pattern.is_random().then(|| Random::of_part(seed, job));
-        Offsets { block_size, blocks, random, next: start as u64 }
+        Offsets { block_size, blocks, random, next }
     }
 
     #[inline]
@@ -83,10 +85,23 @@ mod tests {
     fn one_behind_the_other_covers_the_disk_and_begins_again() {
         let mut one = offsets(Pattern::Read, 5 * 4096 + 512, 4096, 1, 0, 0);
         let seen: Vec<u64> = (0..6).map(|_| one.next() / 4096).collect();
-        assert_eq!(seen, [0, 1, 2, 3, 4, 0]);
-        let starts: Vec<u64> =
-            (0..4).map(|job| offsets(Pattern::Read, 8 * 4096, 4096, 4, job, 0).next() / 4096).collect();
-        assert_eq!(starts, [0, 2, 4, 6]);
+        let first = seen[0];
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5].map(|step| (first + step) % 5));
+        let start = |job, seed| offsets(Pattern::Read, 8 * 4096, 4096, 4, job, seed).next() / 4096;
+        let first = start(0, 7);
+        assert_eq!([0, 1, 2, 3].map(|job| start(job, 7)), [0, 2, 4, 6].map(|step| (first + step) % 8));
+    }
+
+    /// What one run has read, the next may find in a cache.
+    #[test]
+    fn runs_begin_at_different_places() {
+        for pattern in [Pattern::Read, Pattern::RandRead] {
+            let first = |seed| offsets(pattern, 1 << 40, 4096, 1, 0, seed).next();
+            let mut places: Vec<u64> = (0..20).map(first).collect();
+            places.sort_unstable();
+            places.dedup();
+            assert_eq!(places.len(), 20, "{pattern:?}");
+        }
     }
 
     #[test]

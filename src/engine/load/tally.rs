@@ -16,6 +16,8 @@ pub(super) struct Tally {
     pub latencies: Latencies,
     /// Those of the same that failed.
     pub failures: Failures,
+    /// Requests before the window that failed.
+    pub warm_up_failures: Failures,
     /// Requests before the window whose bytes were looked at.
     pub looked_at: u64,
     /// Those of them that had read nothing but zeros.
@@ -35,6 +37,7 @@ impl Tally {
             served: 0,
             latencies: Latencies::new()?,
             failures: Failures::default(),
+            warm_up_failures: Failures::default(),
             looked_at: 0,
             zeros: 0,
             cpu: None,
@@ -64,6 +67,7 @@ impl Tally {
     pub fn merge(&mut self, other: &Tally) -> Result<()> {
         self.served += other.served;
         self.failures.merge(&other.failures);
+        self.warm_up_failures.merge(&other.warm_up_failures);
         self.looked_at += other.looked_at;
         self.zeros += other.zeros;
         self.waited += other.waited;

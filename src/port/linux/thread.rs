@@ -83,6 +83,11 @@ impl CpuMask {
         self.0.is_empty()
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Confines this thread to the set.
     pub fn pin(&self) -> io::Result<()> {
         let mut set = CpuSet::new();

@@ -59,18 +59,55 @@ fn what_was_done_for_an_export_is_counted() {
     assert!(!nobody.status.success() && said(&nobody).contains("no export"), "{}", said(&nobody));
 }
 
+/// An `up` that is stopped, or hangs, is no reason to say that there is no such export.
+#[test]
+fn who_does_not_answer_may_have_the_export() {
+    let up = Up::start(&flawed(), 2);
+    up.kill("-STOP");
+    let silent = up.run(&["stats", "a"]);
+    up.kill("-CONT");
+    let text = said(&silent);
+    assert!(!silent.status.success() && text.contains("does not answer, it was stopped"), "{text}");
+}
+
+/// Two processes may each have an export of one name.
+#[test]
+fn exports_of_one_name_are_told_apart() {
+    let up = Up::start(&flawed(), 2);
+    let other = flawed().replace("unix:s", "unix:t");
+    fs::write(up.folder().join("other.toml"), other).unwrap();
+    let mut child =
+        blockhaus(up.folder(), &["up", "other.toml"]).stdout(Stdio::piped()).spawn().expect("it starts");
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().take(2).count();
+    let _other = Exporter(child);
+    assert_eq!(lines, 2);
+    load(&up);
+    let output = up.run(&["stats", "a", "--every", "1", "--count", "1", "--json"]);
+    let intervals: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(intervals.as_array().unwrap().len(), 2, "{intervals}");
+    for interval in intervals.as_array().unwrap() {
+        let requests = interval["ops"].as_array().unwrap().iter().map(|op| op["requests"].as_u64().unwrap());
+        assert_eq!(requests.sum::<u64>(), 0, "{interval}");
+    }
+    let printed = String::from_utf8(up.run(&["metrics"]).stdout).unwrap();
+    let all = samples("prometheus_client.parser", &printed);
+    let series = || all.lines().map(|line| line.rsplit_once(' ').unwrap().0);
+    assert_eq!(series().collect::<std::collections::BTreeSet<_>>().len(), series().count(), "{all}");
+    assert!(all.contains("other.toml'), ('disk', 'a')"), "{all}");
+}
+
 /// Reads the text with Prometheus' own library: a line for each sample.
 const READER: &str = "
-import sys
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
-for family in text_string_to_metric_families(sys.stdin.read()):
+import importlib, sys
+read = importlib.import_module(sys.argv[1]).text_string_to_metric_families
+for family in read(sys.stdin.read()):
     for sample in family.samples:
-        print(sample.name, sorted(sample.labels.items()), sample.value)
+        print(sample.name, sorted(sample.labels.items()), float(sample.value))
 ";
 
-fn samples(text: &str) -> String {
+fn samples(parser: &str, text: &str) -> String {
     let mut python = Command::new("/usr/bin/python3")
-        .args(["-c", READER])
+        .args(["-c", READER, parser])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -117,19 +154,24 @@ fn prometheus_reads_the_metrics() {
     let address = url.trim().strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
     // Those who ask for nothing keep nobody waiting.
     let silent: Vec<_> = (0..4).map(|_| TcpStream::connect(&address).unwrap()).collect();
-    let answer = scrape(&address, "GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
+    let accept =
+        "Accept: application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3\r\n";
+    let answer = scrape(&address, &format!("GET /metrics HTTP/1.1\r\nHost: here\r\n{accept}\r\n"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text;"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
-    let all = samples(body);
-    let labels = |op: &str| format!("[('disk', 'a'), ('engine', 'nbd'), ('op', '{op}'), ('queue', '0')]");
+    let all = samples("prometheus_client.openmetrics.parser", body);
+    let about = format!("('about', '{}')", up.folder().join("up.toml").display());
+    let labels =
+        |op: &str| format!("[{about}, ('disk', 'a'), ('engine', 'nbd'), ('op', '{op}'), ('queue', '0')]");
     for line in [
         format!("blockhaus_requests_total {} 5", labels("write")),
         format!("blockhaus_request_bytes_total {} 704096", labels("write")),
         format!("blockhaus_request_errors_total {} 1", labels("read")),
-        "blockhaus_requests_in_flight [('disk', 'a'), ('engine', 'nbd'), ('queue', '0')] 0".into(),
-        "blockhaus_request_latency_seconds_count [('disk', 'a'), ('engine', 'nbd'), ('op', 'write')] 5"
-            .into(),
+        format!("blockhaus_requests_in_flight [{about}, ('disk', 'a'), ('engine', 'nbd'), ('queue', '0')] 0"),
+        format!(
+            "blockhaus_request_latency_seconds_count [{about}, ('disk', 'a'), ('engine', 'nbd'), ('op', 'write')] 5"
+        ),
     ] {
         assert!(all.lines().any(|found| found.starts_with(&line)), "no {line} in\n{all}");
     }
@@ -145,7 +187,15 @@ fn prometheus_reads_the_metrics() {
     let long = format!("GET /metrics HTTP/1.1\r\nA: {}", "x".repeat(9000));
     assert!(scrape(&address, &long).starts_with("HTTP/1.1 431 "));
     drop(silent);
-    // The same text without HTTP.
+    // Who does not ask for that gets the older format, as does who asks without HTTP; with the same in it.
+    let answer = scrape(&address, "GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4;"), "{head}");
+    assert!(body.contains("# TYPE blockhaus_request_bytes_total counter\n"), "{body}");
     let printed = String::from_utf8(up.run(&["metrics"]).stdout).unwrap();
-    assert_eq!(samples(&printed).lines().count(), all.lines().count());
+    for text in [body, &printed] {
+        let read = samples("prometheus_client.parser", text);
+        let different = all.lines().zip(read.lines()).find(|(one, other)| one != other);
+        assert_eq!((different, read.lines().count()), (None, all.lines().count()));
+    }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Entry, Where, entry};
-use crate::blockhaus::Blockhaus;
+use crate::blockhaus::{Blockhaus, Device as Attached};
 use crate::check::device::Device;
 use crate::ensure;
 use crate::home::{self, Mounted};
@@ -39,15 +39,28 @@ fn has_figures(report: &Value, loads: usize) -> Outcome {
     Ok(())
 }
 
+/// As the kernel's block layer counts them.
+fn bytes_read(device: &Attached) -> Outcome<u64> {
+    let stat = device.sys("stat")?;
+    let sectors = stat.split_whitespace().nth(2).and_then(|word| word.parse::<u64>().ok());
+    Ok(sectors.context("the disk's stat has no sectors")? * 512)
+}
+
 fn reads() -> Outcome {
     let tool = Blockhaus::new();
     let device = tool.attach(&[&format!("file:{},size=32M", home::path("bench.img"))])?;
     let held = Device::open(device.path())?;
     held.fill(1, 0, SIZE)?;
     drop(held);
-    let before = device.requests()?;
+    let (before, bytes_before) = (device.requests()?, bytes_read(&device)?);
     let seen = report(&tool, &[device.path()])?;
     has_figures(&seen, 3)?;
+    // The warm-up is as long as what is measured, so that about half of what the kernel has seen is told of.
+    let bytes = bytes_read(&device)? - bytes_before;
+    let figure = |of: &Value| of.as_u64().unwrap_or(0);
+    let loads = seen["loads"].as_array().into_iter().flatten();
+    let told: u64 = loads.map(|load| figure(&load["requests"]) * figure(&load["block_size"])).sum();
+    ensure!(told <= bytes && bytes <= 6 * told, "{told} bytes are told of, and the kernel counts {bytes}");
     let remarks = seen["remarks"].to_string();
     ensure!(remarks.contains("A ublk disk, file:"), "nobody says what serves the disk: {remarks}");
     ensure!(!remarks.contains("zeros"), "a full disk is taken for an empty one: {remarks}");
@@ -74,6 +87,12 @@ fn mounted() -> Outcome {
     let remarks = report(&tool, &[device.path(), "--op", "read"])?["remarks"].to_string();
     ensure!(remarks.contains(&at), "nobody says that the disk is mounted: {remarks}");
     mounted.unmount()?;
+    // The kernel lets a writer in beside whoever has it open; we do not.
+    let held = std::fs::File::open(device.path()).context("the disk cannot be opened")?;
+    let ran = tool.answer(&["bench", device.path(), "--write"])?;
+    let said = format!("open in process {} (", std::process::id());
+    ensure!(!ran.status.success() && ran.stderr.contains(&said), "{}{}", ran.stdout, ran.stderr);
+    drop(held);
     Cmd::new("e2fsck").args(["-f", "-n", device.path()]).timeout(60).ok()?;
     has_figures(&report(&tool, &[device.path(), "--write"])?, 6)?;
     device.detach()

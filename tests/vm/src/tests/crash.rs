@@ -52,6 +52,16 @@ fn dead_then_collected(tool: &Blockhaus, device: Attached) -> Outcome {
         text.contains("dead") || text.contains("gc"),
         "status does not tell that the server is dead: {text}"
     );
+    let status = tool.answer(&["status", &id.to_string(), "--json"])?;
+    let said: serde_json::Value = serde_json::from_str(&status.stdout).context("what status says")?;
+    let running = [&said["memory"]["locked_buffers"], &said["memory"]["resident"], &said["uptime_s"]];
+    ensure!(
+        running.iter().all(|value| value.is_null()) && said["queue_threads"] == serde_json::json!([]),
+        "status tells of memory, threads or time of a server that is dead: {said}"
+    );
+    let metrics = tool.answer(&["metrics"])?.stdout;
+    let line = format!("blockhaus_server_answers{{about=\"{}\",pid=\"{pid}\"}} 0", device.path());
+    ensure!(metrics.contains(&line), "no {line} in {metrics}");
     let ran = tool.answer(&["gc"])?;
     if !ran.status.success() {
         return Err(ran.fail("failed"));

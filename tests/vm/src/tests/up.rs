@@ -277,6 +277,8 @@ fn sigterm_twice() -> Outcome {
 fn kill9() -> Outcome {
     let up = Up::new("kill9", &[device(20, "ram:64M"), device(21, "ram:16M"), device(22, "null:1G")])?;
     let other = up.tool.attach(&["ram:8M"])?;
+    let status = up.tool.answer(&["status", "20"])?;
+    ensure!(status.stdout.contains("both of the process, which serves 3 disks"), "{}", status.stdout);
     let mut load = Load::start(&path(20), 60, 1000, || requests(20))?;
     let pid = up.pid()?;
     signal(pid as i32, libc::SIGKILL);
