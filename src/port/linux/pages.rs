@@ -204,11 +204,7 @@ mod tests {
         }
         let start = mapping.start().as_ptr() as u64;
         let range = start..start + (8 << 20);
-        let ways: [&dyn Fn(&mut dyn FnMut(u64, bool) -> bool) -> io::Result<()>; 2] =
-            [&|mut tell| pages.scan(range.clone(), &mut tell), &|mut tell| {
-                pages.read(range.clone(), &mut tell)
-            }];
-        let [scanned, read] = ways.map(|way| {
+        let gather = |way: &dyn Fn(&mut dyn FnMut(u64, bool) -> bool) -> io::Result<()>| {
             let (mut at, mut runs) = (start, Vec::new());
             let result = way(&mut |end, has_contents| {
                 runs.push((end - at, has_contents));
@@ -217,7 +213,9 @@ mod tests {
             });
             runs.retain(|run| run.0 > 0);
             result.map(|()| joined(runs))
-        });
+        };
+        let scanned = gather(&|mut tell| pages.scan(range.clone(), &mut tell));
+        let read = gather(&|mut tell| pages.read(range.clone(), &mut tell));
         let read = read.unwrap();
         assert!(read.len() > 1000 && read.iter().map(|run| run.0).sum::<u64>() == 8 << 20);
         match scanned {
