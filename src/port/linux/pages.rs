@@ -158,6 +158,8 @@ mod tests {
     use crate::port::memory::HugePages;
 
     type Run = (u64, bool);
+    type Tell<'a> = &'a mut dyn FnMut(u64, bool) -> bool;
+    type Way<'a> = &'a dyn Fn(Tell<'_>) -> io::Result<()>;
 
     fn joined(runs: Vec<Run>) -> Vec<Run> {
         let mut joined: Vec<Run> = Vec::new();
@@ -204,7 +206,7 @@ mod tests {
         }
         let start = mapping.start().as_ptr() as u64;
         let range = start..start + (8 << 20);
-        let gather = |way: &dyn Fn(&mut dyn FnMut(u64, bool) -> bool) -> io::Result<()>| {
+        let gather = |way: Way<'_>| {
             let (mut at, mut runs) = (start, Vec::new());
             let result = way(&mut |end, has_contents| {
                 runs.push((end - at, has_contents));
