@@ -18,8 +18,6 @@ pub use linux::{clock, memory, notify, process, remote, signal};
 #[cfg(feature = "sim")]
 pub use sim::{channel, command, file, node, socket, system, thread};
 
-pub use linux::pages;
-
 #[cfg(not(feature = "sim"))]
 use linux::uring::Uring as Driver;
 #[cfg(feature = "sim")]

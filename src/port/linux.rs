@@ -8,7 +8,6 @@ pub mod file;
 pub mod memory;
 pub mod node;
 pub mod notify;
-pub mod pages;
 pub mod process;
 mod provided;
 pub mod remote;

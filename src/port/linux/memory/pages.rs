@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::memory::Mapping;
+use super::Mapping;
 use crate::port::system::page_size;
 
 /// Bits of an entry of the file: the page is in memory, or in swap.
