@@ -13,8 +13,8 @@ mod spin;
 pub mod stream;
 
 pub use linux::{
-    bell, clock, fuse, inherited, loop_device, memory, nbd, netlink, notify, outgoing, pages, process,
-    remote, signal,
+    bell, clock, fuse, inherited, loop_device, memory, nbd, netlink, notify, outgoing, process, remote,
+    signal,
 };
 #[cfg(not(feature = "sim"))]
 pub use linux::{channel, command, file, node, socket, system, thread};

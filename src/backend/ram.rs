@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::io::extents::{Answer, State};
 use crate::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use crate::payload::Payload;
+use crate::port::memory::pages::PageMap;
 use crate::port::memory::{HugePages, Mapping};
-use crate::port::pages::PageMap;
 use crate::port::ring::Ring;
 use crate::port::system::page_size;
 

@@ -15,7 +15,6 @@ pub mod netlink;
 pub mod node;
 pub mod notify;
 pub mod outgoing;
-pub mod pages;
 pub mod process;
 mod provided;
 pub mod remote;

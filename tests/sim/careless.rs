@@ -8,6 +8,7 @@ use std::path::Path;
 
 use blockhaus::backend::{Backend, Queue, QueueContext};
 use blockhaus::error::{Error, Result};
+use blockhaus::io::extents::{Answer, State};
 use blockhaus::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use blockhaus::payload::Payload;
 use blockhaus::port::file::{self, How};
@@ -39,6 +40,8 @@ pub enum Carelessness {
     Misplaced,
     /// A write is forgotten while it is on its way, so that its failure is never seen.
     ForgottenWrite,
+    /// What has contents is told to be a hole.
+    HolesEverywhere,
 }
 
 #[derive(Debug)]
@@ -79,6 +82,7 @@ impl Backend for Careless {
         if self.geometry.discard_granularity != 0 {
             capabilities |= Capabilities::DISCARD | Capabilities::DISCARD_ZEROES;
         }
+        capabilities.set(Capabilities::EXTENTS, self.how == Carelessness::HolesEverywhere);
         capabilities
     }
 
@@ -119,7 +123,10 @@ impl Queue for CarelessQueue {
             Op::Discard => self.discard(&io, &mut payload).await,
             Op::WriteZeroes if self.how == ZeroesLeaveData => Ok(()),
             Op::WriteZeroes => self.zero(&io, &mut payload).await,
-            Op::Extents => Err(Errno::EOPNOTSUPP),
+            Op::Extents => {
+                Answer::new(&io, payload.bytes_mut()?)?.add(io.len, State::HOLE | State::ZERO);
+                Ok(())
+            }
         }
     }
 }

@@ -86,6 +86,7 @@ bugs! {
     a_wake_up_lost planted(Kind::Slow, Filters::None, Bug::WakeUpLost);
     a_short_read_by_nbd careless_by_nbd(Carelessness::ShortRead);
     a_flush_that_does_not_flush_by_nbd careless_by_nbd(Carelessness::FlushNothing);
+    a_hole_that_is_none_by_nbd careless_by_nbd(Carelessness::HolesEverywhere);
     a_lost_auto_registration_fallback on_path(DataPath::AutoBuf, Bug::FallbackLost);
     a_user_copy_that_is_forgotten on_path(DataPath::UserCopy, Bug::UserCopyLost);
     a_range_lock_that_covers_one_queue_only

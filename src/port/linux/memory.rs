@@ -15,6 +15,8 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::port::system::page_size;
 
+pub mod pages;
+
 /// What the kernel is asked to do about huge pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HugePages {

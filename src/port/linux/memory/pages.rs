@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::memory::Mapping;
+use super::Mapping;
 use crate::port::system::page_size;
 
 /// Bits of an entry of the file: the page is in memory, or in swap.
@@ -158,6 +158,8 @@ mod tests {
     use crate::port::memory::HugePages;
 
     type Run = (u64, bool);
+    type Tell<'a> = &'a mut dyn FnMut(u64, bool) -> bool;
+    type Way<'a> = &'a dyn Fn(Tell<'_>) -> io::Result<()>;
 
     fn joined(runs: Vec<Run>) -> Vec<Run> {
         let mut joined: Vec<Run> = Vec::new();
@@ -204,11 +206,7 @@ mod tests {
         }
         let start = mapping.start().as_ptr() as u64;
         let range = start..start + (8 << 20);
-        let ways: [&dyn Fn(&mut dyn FnMut(u64, bool) -> bool) -> io::Result<()>; 2] =
-            [&|mut tell| pages.scan(range.clone(), &mut tell), &|mut tell| {
-                pages.read(range.clone(), &mut tell)
-            }];
-        let [scanned, read] = ways.map(|way| {
+        let gather = |way: Way<'_>| {
             let (mut at, mut runs) = (start, Vec::new());
             let result = way(&mut |end, has_contents| {
                 runs.push((end - at, has_contents));
@@ -217,7 +215,9 @@ mod tests {
             });
             runs.retain(|run| run.0 > 0);
             result.map(|()| joined(runs))
-        });
+        };
+        let scanned = gather(&|mut tell| pages.scan(range.clone(), &mut tell));
+        let read = gather(&|mut tell| pages.read(range.clone(), &mut tell));
         let read = read.unwrap();
         assert!(read.len() > 1000 && read.iter().map(|run| run.0).sum::<u64>() == 8 << 20);
         match scanned {
