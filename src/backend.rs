@@ -13,6 +13,7 @@ use crate::port::ring::{Ring, Single};
 pub mod blocking;
 pub mod dynamic;
 pub mod file;
+pub mod nbd;
 pub mod null;
 pub mod ram;
 

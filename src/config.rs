@@ -19,7 +19,8 @@ const MAX_SPEC_LEN: usize = 16 << 10;
 
 /// A backend as a person names it: a type, its argument, and keys with values.
 ///
-/// Written `type:arg,key=value,…`. A comma inside the argument or a value is written twice.
+/// Written `type:arg,key=value,…`. A comma inside the argument or a value is written twice. A URI is a spec, too: its
+/// scheme is the type, and what stands behind the colon the argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     kind: String,
@@ -172,7 +173,7 @@ impl Spec {
             let cure = "write name,key=value, for example throttle,iops=1000";
             return Err(bad("it does not begin with the name of a filter").cure(cure));
         }
-        if !is_name(&kind) {
+        if !is_type(&kind) {
             return Err(guess_type(text, &kind));
         }
         let mut options: Vec<(String, String)> = Vec::with_capacity(parts.len());
@@ -224,6 +225,11 @@ fn is_name(text: &str) -> bool {
     // Capitals are in no name we know, and let the table say which one was probably meant.
     text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+/// The name of a spec type, or the scheme of a URI that is one: `nbd+unix`.
+fn is_type(text: &str) -> bool {
+    text.split_once('+').map_or_else(|| is_name(text), |(name, rest)| is_name(name) && is_name(rest))
 }
 
 /// The error for text that does not begin with the name of a type, with what was probably meant.
@@ -305,6 +311,10 @@ mod tests {
         assert_eq!(s.flag("direct").unwrap(), Some(false));
         assert_eq!(s.get("nothing"), None);
         assert_eq!(spec("null").arg(), "");
+        let s = spec("nbd+unix:///a,,b?socket=/run/x,connections=4");
+        assert_eq!((s.kind(), s.arg()), ("nbd+unix", "///a,b?socket=/run/x"));
+        assert_eq!((s.number("connections").unwrap(), s.get("socket")), (Some(4), None));
+        assert!("nbd+:///".parse::<Spec>().is_err() && "+unix:///".parse::<Spec>().is_err());
         assert_eq!(spec("file:a,,,k=v").arg(), "a,");
     }
 

@@ -3,13 +3,14 @@
 //! What is said here is said in the protocol's own document, `doc/proto.md` of the NBD project:
 //! its names, its numbers, its rules. A connection first negotiates ([`handshake`], the fixed newstyle)
 //! and then transmits ([`transmission`], and [`replies`] the other way). Whoever has the socket drives both; the
-//! server, tests and fuzzers use the same ones.
+//! server, tests and fuzzers use the same ones. [`client`] is the other side.
 //!
 //! Nothing that a peer sends makes memory grow: every length is bounded before it is used, and what
 //! is longer is refused or skipped.
 
 use bitflags::bitflags;
 
+pub mod client;
 pub mod handshake;
 pub mod replies;
 pub mod transmission;

@@ -12,6 +12,7 @@ pub mod sim;
 mod spin;
 pub mod stream;
 
+pub use linux::{bell, outgoing};
 #[cfg(not(feature = "sim"))]
 pub use linux::{channel, command, file, node, socket, system, thread};
 pub use linux::{clock, memory, notify, process, remote, signal};

@@ -166,7 +166,10 @@ impl SpecTable {
 
     /// The type of `spec`, whose keys are all known to it.
     pub fn check(&self, spec: &Spec) -> Result<&SpecType> {
-        let Some(found) = self.types.iter().find(|known| known.name == spec.kind()) else {
+        // A scheme that says how to get there, nbd+unix, is written behind that of the type.
+        let scheme = spec.kind().split_once('+').map_or(spec.kind(), |(scheme, _)| scheme);
+        let find = |name: &str| self.types.iter().find(|known| known.name == name);
+        let Some(found) = find(spec.kind()).or_else(|| find(scheme)) else {
             let names: Vec<&str> = self.types.iter().map(|known| known.name).collect();
             let why = format!("there is no spec type {:?}", spec.kind());
             return Err(Error::invalid(spec.named(), why).cure(suggestion(

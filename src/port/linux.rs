@@ -1,5 +1,6 @@
 //! The real world: Linux.
 
+pub mod bell;
 #[cfg(not(feature = "sim"))]
 pub mod channel;
 pub mod clock;
@@ -8,6 +9,7 @@ pub mod file;
 pub mod memory;
 pub mod node;
 pub mod notify;
+pub mod outgoing;
 pub mod pages;
 pub mod process;
 mod provided;

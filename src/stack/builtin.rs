@@ -1,20 +1,25 @@
 //! The spec types that blockhaus has itself.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::read_only::ReadOnly;
 use super::{Key, OpenOptions, SpecType};
-use crate::backend::{Backend, file, null, ram};
+use crate::backend::{Backend, file, nbd, null, ram};
 use crate::config::{Spec, human_size};
 use crate::error::{Error, Result};
+use crate::filter::blocksize::Blocksize;
+use crate::nbd::uri::Address;
+use crate::port::clock::{Duration, utc_now};
+use crate::port::system::page_size;
 use crate::queue::Stack;
 
 /// The block size of a disk that has no reason for another one.
 const DEFAULT_BLOCK_SIZE: u32 = 512;
 
 pub(super) fn types() -> Vec<SpecType> {
-    vec![null_type(), ram_type(), file_type()]
+    vec![null_type(), ram_type(), file_type(), nbd_type(), nbds_type()]
 }
 
 fn null_type() -> SpecType {
@@ -91,6 +96,83 @@ fn file_type() -> SpecType {
                 unit: options.engine_unit.unwrap_or(DEFAULT_BLOCK_SIZE),
             })?))
         }),
+    }
+}
+
+fn nbd_type() -> SpecType {
+    SpecType {
+        name: "nbd",
+        argument: "//HOST[:PORT][/EXPORT]",
+        about: "An export of an NBD server, by its URI; on a socket of this machine \
+                nbd+unix:///[EXPORT]?socket=PATH. A comma in a URI is written twice or as %2C.",
+        keys: nbd_keys(),
+        open: Box::new(open_nbd),
+    }
+}
+
+fn nbds_type() -> SpecType {
+    SpecType {
+        name: "nbds",
+        about: "The same by TLS, which must be; on a socket of this machine nbds+unix:///[EXPORT]?socket=PATH. Not in \
+                this version yet.",
+        ..nbd_type()
+    }
+}
+
+/// Seconds that may be given as a limit: longer than any person waits.
+const MOST_SECONDS: u64 = 24 * 60 * 60;
+
+fn nbd_keys() -> Vec<Key> {
+    vec![
+        Key {
+            name: "connections",
+            values: "N",
+            about: "So many connections, 1 to 16, where the server promises that a flush on one covers all; else 1 (4).",
+        },
+        Key {
+            name: "replay",
+            values: "SIZE",
+            about: "Memory for what was written and not flushed, to be written again to a server that was lost and is \
+                    back; 0: the disk fails for good where something may be lost (64M).",
+        },
+        Key {
+            name: "answer_s",
+            values: "N",
+            about: "A server that was asked and says nothing for so many seconds is given up, and connected to again \
+                    (30).",
+        },
+        Key {
+            name: "dead_s",
+            values: "N",
+            about: "Requests fail after so many seconds without a server, until there is one again (60).",
+        },
+    ]
+}
+
+fn open_nbd(spec: &Spec, options: &OpenOptions) -> Result<Arc<dyn Stack>> {
+    let example = "nbd://localhost/disk or nbd+unix:///disk?socket=/run/nbd.sock";
+    spec.required_arg("an address", example)?;
+    let address = Address::parse(&format!("{}:{}", spec.kind(), spec.arg()))
+        .map_err(|why| Error::invalid(spec.named(), why).cure(format!("write, for example, {example}")))?;
+    let between = |key: &str, least: u64, most: u64, usual: u64| match spec.number(key)?.unwrap_or(usual) {
+        number if (least..=most).contains(&number) => Ok(number),
+        number => Err(Error::invalid(spec.named(), format!("{key}={number} is not from {least} to {most}"))),
+    };
+    let disk = nbd::Nbd::open(&nbd::Options {
+        address,
+        connections: between("connections", 1, nbd::MOST_CONNECTIONS.into(), 4)? as u16,
+        answer: Duration::from_secs(between("answer_s", 1, MOST_SECONDS, 30)?),
+        dead: Duration::from_secs(between("dead_s", 0, MOST_SECONDS, 60)?),
+        replay: spec.size("replay")?.unwrap_or(64 << 20),
+        unit: any_block_size(options),
+        // Losing it is better than ending a disk over it.
+        say: |text| drop(writeln!(std::io::stderr(), "blockhaus: {} {text}", utc_now())),
+    })?;
+    // No device has larger blocks than pages.
+    let page = page_size() as u32;
+    match Backend::geometry(&disk).logical_block_size > page {
+        true => Ok(Arc::new(Blocksize::new(disk, page)?)),
+        false => Ok(Arc::new(disk)),
     }
 }
 

@@ -4,10 +4,13 @@
 mod allocation;
 mod backends;
 mod chunks;
+mod client;
 mod crowd;
 mod hostile;
 mod life;
 mod orders;
+#[path = "../harness/played.rs"]
+mod played;
 mod raw;
 mod server;
 mod shared;

@@ -6,6 +6,7 @@
 
 mod allocations;
 mod careless;
+mod chain;
 mod chance;
 #[path = "../harness/counting.rs"]
 mod counting;
@@ -37,6 +38,8 @@ fn number(name: &str) -> Option<u64> {
 enum Engine {
     Ublk,
     Nbd,
+    /// Two of them, one on the other.
+    Chain,
 }
 
 impl Engine {
@@ -44,6 +47,7 @@ impl Engine {
         match self {
             Engine::Ublk => scenario::run(seed, Wishes::default()),
             Engine::Nbd => nbd::run(seed, None),
+            Engine::Chain => chain::run(seed),
         }
     }
 
@@ -53,6 +57,7 @@ impl Engine {
         match self {
             Engine::Ublk => seeds,
             Engine::Nbd => seeds / 20,
+            Engine::Chain => seeds / 40,
         }
     }
 
@@ -60,6 +65,7 @@ impl Engine {
         match self {
             Engine::Ublk => "one_seed",
             Engine::Nbd => "one_nbd_seed",
+            Engine::Chain => "one_chain_seed",
         }
     }
 
@@ -110,6 +116,10 @@ batches! {
 
 batches! {
     Engine::Nbd, 4: nbd_seeds_0 0 nbd_seeds_1 1 nbd_seeds_2 2 nbd_seeds_3 3
+}
+
+batches! {
+    Engine::Chain, 2: chain_seeds_0 0 chain_seeds_1 1
 }
 
 /// A world in which nothing goes wrong proves nothing: everything it can do must have happened.
@@ -184,6 +194,28 @@ fn everything_is_met_by_nbd() {
     }
 }
 
+/// And what those of a chain are to have met.
+#[test]
+fn everything_is_met_by_a_chain() {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in 0..15 {
+        for (what, count) in chain::run(seed).counts {
+            *counts.entry(what).or_default() += count;
+        }
+    }
+    eprintln!("{counts:?}");
+    for (what, least) in [
+        ("reply", 1_000),
+        ("server behind gone", 15),
+        ("kill", 25),
+        ("power lost", 15),
+        ("unflushed at power loss", 5),
+    ] {
+        let count = counts.get(what).copied().unwrap_or(0);
+        assert!(count >= least, "{what} happened {count} times of {least}");
+    }
+}
+
 /// The seed of BLOCKHAUS_SIM_SEED, or the first.
 #[test]
 fn one_seed() {
@@ -194,4 +226,10 @@ fn one_seed() {
 #[test]
 fn one_nbd_seed() {
     Engine::Nbd.check(number("BLOCKHAUS_SIM_SEED").unwrap_or(0));
+}
+
+/// The same of a chain.
+#[test]
+fn one_chain_seed() {
+    Engine::Chain.check(number("BLOCKHAUS_SIM_SEED").unwrap_or(0));
 }

@@ -99,7 +99,8 @@ fn live(world: &World, seed: u64, plan: &Plan, folder: &Path) {
         let (path, slow, listen) = (disk.clone(), slow.clone(), socket.clone());
         let server =
             Server::start(world, move |stopped| serve(layers.open(&path, slow)?, &options, &listen, stopped));
-        let clients = Clients::start(world, plan, &socket, &workload, seed + number as u64);
+        let block = plan.layers.block();
+        let clients = Clients::start(world, plan.clients, block, &socket, &workload, seed + number as u64);
         let enough = workload.lock().answers + u64::from(requests / 2) + 3;
         wait(world, &server, &workload, &clients, if end == End::Idle { u64::MAX } else { enough });
         match end {
@@ -142,7 +143,7 @@ fn live(world: &World, seed: u64, plan: &Plan, folder: &Path) {
 }
 
 /// Until so many answers have come, or all, or none comes any more.
-fn wait(world: &World, server: &Server, workload: &Shared, clients: &Clients, enough: u64) {
+pub fn wait(world: &World, server: &Server, workload: &Shared, clients: &Clients, enough: u64) {
     let (mut answers, mut since) = (0, world.now_ns());
     loop {
         let lost = clients.lost();
@@ -164,14 +165,14 @@ fn wait(world: &World, server: &Server, workload: &Shared, clients: &Clients, en
     }
 }
 
-fn stop(world: &World, server: &Server) {
+pub fn stop(world: &World, server: &Server) {
     server.stop();
     if world.join(server.process, LONG_NS) {
         world.fail("the server does not stop".into());
     }
 }
 
-fn serve(stack: Arc<dyn Stack>, options: &Options, socket: &Path, stopped: &Receiver<()>) -> Result<()> {
+pub fn serve(stack: Arc<dyn Stack>, options: &Options, socket: &Path, stopped: &Receiver<()>) -> Result<()> {
     let listener = Listener::unix(socket).map_err(|error| Error::system("cannot listen", error))?;
     let offer = Offer { name: "disk".into(), description: String::new(), stack, is_shared: false };
     let catalogue = Catalogue::new(MAX_CONNECTIONS);
@@ -191,23 +192,30 @@ fn serve(stack: Arc<dyn Stack>, options: &Options, socket: &Path, stopped: &Rece
 }
 
 /// All connections.
-struct Clients {
+pub struct Clients {
     processes: Vec<Process>,
     stop: Arc<AtomicBool>,
     lost: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Clients {
-    fn start(world: &World, plan: &Plan, socket: &Path, workload: &Shared, seed: u64) -> Clients {
+    pub fn start(
+        world: &World,
+        habits: ClientHabits,
+        block: u32,
+        socket: &Path,
+        workload: &Shared,
+        seed: u64,
+    ) -> Clients {
         let stop = Arc::new(AtomicBool::new(false));
         let lost: Arc<Mutex<Vec<u64>>> = Arc::default();
         let mut random = Random::new(seed);
-        let processes = (0..plan.clients.connections).map(|_| {
+        let processes = (0..habits.connections).map(|_| {
             let client = Client {
                 path: PathBuf::from(socket),
                 random: random.fork(),
-                habits: plan.clients,
-                block: plan.layers.block(),
+                habits,
+                block,
                 workload: workload.clone(),
                 stop: stop.clone(),
                 lost: lost.clone(),
@@ -217,7 +225,7 @@ impl Clients {
         Clients { processes: processes.collect(), stop, lost }
     }
 
-    fn stop(&self, world: &World) {
+    pub fn stop(&self, world: &World) {
         self.stop.store(true, Ordering::SeqCst);
         for process in &self.processes {
             if world.join(*process, LONG_NS) {
@@ -230,7 +238,7 @@ impl Clients {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    fn judge_lost(&self, workload: &mut crate::workload::Workload) {
+    pub fn judge_lost(&self, workload: &mut crate::workload::Workload) {
         for number in self.lost.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             workload.answer(number, Err(libc::EIO), true);
         }

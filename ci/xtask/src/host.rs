@@ -49,12 +49,13 @@ pub const TO_BUILD: &[Need] = &[
 /// Needed to link programs, statically too, and to compile a C program in a test.
 pub const TO_COMPILE: &[Need] = &[Need::new("cc", "gcc"), Need::new("/usr/include/stdio.h", "libc6-dev")];
 
-/// The NBD clients, and the reader of metrics, that the interop tests use.
+/// The NBD clients and servers, and the reader of metrics, that the interop tests use.
 pub const TO_INTEROPERATE: &[Need] = &[
     Need::new("nbdinfo", "libnbd-bin"),
     Need::new("nbdcopy", "libnbd-bin"),
     Need::new("qemu-io", "qemu-utils"),
     Need::new("nbdkit", "nbdkit"),
+    Need::new("nbd-server", "nbd-server"),
     Need::new("fio", "fio"),
     Need::new("/usr/lib/python3/dist-packages/nbd.py", "python3-libnbd"),
     Need::new("/usr/lib/python3/dist-packages/prometheus_client/__init__.py", "python3-prometheus-client"),

@@ -209,6 +209,15 @@ impl Ticket {
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 
+    /// The bytes of the operation, to read.
+    pub fn content(&self) -> &[u8] {
+        if self.len == 0 {
+            return &[];
+        }
+        // SAFETY: as in `bytes`; writing to them takes the ticket exclusively.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+
     /// Ends the operation.
     pub fn finish(mut self, result: IoResult) {
         self.result = match result {

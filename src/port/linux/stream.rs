@@ -39,7 +39,7 @@ impl Socket {
 
     /// Makes it ready for much at once: no small packet waits for a larger one, and the kernel takes
     /// a good deal before the other side has.
-    fn tune(&self) -> io::Result<()> {
+    pub(super) fn tune(&self) -> io::Result<()> {
         // More than the system allows is cut down by it.
         let _ = setsockopt(self, sockopt::SndBuf, &SEND_BUFFER);
         match self {

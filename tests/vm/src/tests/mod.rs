@@ -12,6 +12,7 @@ mod bench;
 mod both;
 mod busy;
 mod cells;
+mod chain;
 mod crash;
 mod enospc;
 mod examples;
@@ -55,7 +56,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 18] = [
+const AREAS: [&[Entry]; 19] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -72,6 +73,7 @@ const AREAS: [&[Entry]; 18] = [
     alloc::TESTS,
     up::TESTS,
     both::TESTS,
+    chain::TESTS,
     statistics::TESTS,
     bench::TESTS,
 ];

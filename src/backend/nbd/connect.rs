@@ -1,0 +1,219 @@
+//! From an address to connections in transmission.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Kind, Result};
+use crate::nbd::ExportFlags;
+use crate::nbd::client::Negotiated;
+use crate::nbd::client::handshake::{Failed, Handshake, Progress};
+use crate::nbd::uri::{Address, Place};
+use crate::port::clock::{Deadline, Duration};
+use crate::port::outgoing;
+use crate::port::socket::poll;
+use crate::port::stream::Socket;
+
+/// How long connecting and the handshake may take, in all.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether anybody still wants the connection.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Bytes of a handshake that are there at once, at most: the longest reply to an option.
+const MOST_RECEIVED: usize = 128 << 10;
+
+/// A connection in transmission.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub socket: Socket,
+    pub told: Negotiated,
+}
+
+/// How connections to one export are made.
+#[derive(Clone, Debug)]
+pub(super) struct Connector {
+    pub address: Address,
+    /// As many as this, where a flush on one of them covers what the others wrote.
+    pub connections: u16,
+    /// Nobody wants any more.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Connector {
+    /// All connections, at least one: those that the server does not take after the first are done without.
+    pub fn connect(&self) -> Result<Vec<Connected>> {
+        let first = self.connect_one()?;
+        let told = first.told;
+        let mut all = vec![first];
+        if !told.flags.contains(ExportFlags::CAN_MULTI_CONN) {
+            return Ok(all);
+        }
+        while all.len() < usize::from(self.connections) {
+            match self.connect_one() {
+                Ok(next) if next.told == told => all.push(next),
+                // It is another by now, or there are to be no more.
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Ok(all)
+    }
+
+    fn connect_one(&self) -> Result<Connected> {
+        let deadline = Deadline::after(HANDSHAKE);
+        let what = || format!("cannot connect to {}", self.address);
+        let wanted = || !self.stop.load(Ordering::SeqCst);
+        let mut socket = match &self.address.place {
+            Place::Unix(path) => outgoing::connect_unix(path, deadline, &wanted).map_err(|error| {
+                let cure = match error.kind() {
+                    ErrorKind::NotFound => "socket= names the socket that a server listens on",
+                    ErrorKind::ConnectionRefused => "start the server: nobody listens there",
+                    ErrorKind::PermissionDenied => "run as the user whose socket it is",
+                    _ => "look at what the server says",
+                };
+                Error::system(what(), error).cure(cure)
+            })?,
+            Place::Tcp { host, port } => self.connect_tcp(host, *port, deadline, &wanted)?,
+        };
+        let mut handshake = Handshake::new(&self.address.export, self.address.tls.is_some());
+        let mut received = Vec::new();
+        loop {
+            // The server that breaks off says why in what it sent last, if it does.
+            let progress = match step(&mut handshake, &mut received) {
+                Ok(progress) => progress,
+                Err(failed) => return Err(self.refused(failed)),
+            };
+            match progress {
+                Progress::Answered => {}
+                Progress::StartTls if !received.is_empty() => {
+                    let failed = Failed::Broken("bytes in the clear come behind the answer to STARTTLS");
+                    return Err(self.refused(failed));
+                }
+                Progress::StartTls => {
+                    socket = encrypt(socket, &self.address)?;
+                    handshake.encrypted();
+                }
+                Progress::Transmission(told) if received.is_empty() => {
+                    return Ok(Connected { socket, told });
+                }
+                Progress::Transmission(_) => {
+                    return Err(self.refused(Failed::Broken("it replies before anything was asked")));
+                }
+                Progress::Incomplete => {
+                    exchange(&socket, handshake.to_send(), &mut received, deadline, &wanted)
+                        .map_err(|error| self.broke_off(error))?;
+                }
+            }
+        }
+    }
+
+    fn connect_tcp(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Deadline,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Socket> {
+        let what = || format!("cannot connect to {}", self.address);
+        let addresses = outgoing::resolve(host, port)
+            .map_err(|error| Error::system(what(), error).cure("name a host that there is, or its number"))?;
+        let mut last = Error::new(Kind::NotFound, what(), format!("{host} has no address"));
+        for address in addresses {
+            match outgoing::connect_tcp(address, deadline, wanted) {
+                Ok(socket) => return Ok(socket),
+                Err(error) => {
+                    let cure = match error.kind() {
+                        ErrorKind::ConnectionRefused => "start the server: nobody listens there",
+                        _ => "look whether the host can be reached",
+                    };
+                    last = Error::system(what(), error).cure(cure);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn refused(&self, failed: Failed) -> Error {
+        let (kind, cure) = match failed {
+            Failed::NoSuchExport(_) => (Kind::NotFound, "nbdinfo --list shows the exports that a server has"),
+            Failed::TlsRequired(_) => (Kind::Permission, "write nbds instead of nbd"),
+            Failed::NoTls(_) => (Kind::Unsupported, "nbd instead of nbds goes without encryption"),
+            Failed::Oldstyle => (Kind::Unsupported, "run a server that is newer"),
+            Failed::Refused { .. } => (Kind::Permission, "look at what the server says"),
+            Failed::Broken(_) => (Kind::Failed, "look whether it is an NBD server that listens there"),
+        };
+        Error::new(kind, format!("cannot use {}", self.address), failed.to_string()).cure(cure)
+    }
+
+    fn broke_off(&self, error: std::io::Error) -> Error {
+        let what = format!("cannot use {}", self.address);
+        match error.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                let why = "the server has closed the connection during the handshake";
+                let cure =
+                    "an old server does so when it has no export of the name, others when they are full";
+                Error::new(Kind::Failed, what, why).cure(cure)
+            }
+            ErrorKind::TimedOut => {
+                let why = format!("the server did not shake hands within {} s", HANDSHAKE.as_secs());
+                Error::new(Kind::Deadline, what, why).cure("look whether it hangs")
+            }
+            _ => Error::system(what, error),
+        }
+    }
+}
+
+/// Puts TLS on a connection whose server has agreed to it. This is the one place where that happens: what comes back
+/// carries the protocol in the clear, and what goes over the wire is encrypted.
+fn encrypt(socket: Socket, address: &Address) -> Result<Socket> {
+    drop(socket);
+    let why = "connections that are encrypted cannot be made by this version yet";
+    Err(Error::new(Kind::Unsupported, format!("cannot connect to {address}"), why)
+        .cure("write nbd instead of nbds, over a Unix socket or a network that you trust"))
+}
+
+fn step(handshake: &mut Handshake, received: &mut Vec<u8>) -> Result<Progress, Failed> {
+    let (used, progress) = handshake.receive(received)?;
+    received.drain(..used);
+    Ok(progress)
+}
+
+/// Sends what is to be sent, and then waits until something more was received.
+fn exchange(
+    mut socket: &Socket,
+    to_send: &mut Vec<u8>,
+    received: &mut Vec<u8>,
+    deadline: Deadline,
+    wanted: &dyn Fn() -> bool,
+) -> std::io::Result<()> {
+    let mut chunk = [0; 4096];
+    loop {
+        let result = match to_send.is_empty() {
+            false => socket.write(to_send),
+            true => socket.read(&mut chunk),
+        };
+        match result {
+            Ok(count) if !to_send.is_empty() => {
+                to_send.drain(..count);
+                continue;
+            }
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) if received.len() + count <= MOST_RECEIVED => {
+                received.extend_from_slice(&chunk[..count]);
+                return Ok(());
+            }
+            Ok(_) => return Err(ErrorKind::InvalidData.into()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        if deadline.passed() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        if !wanted() {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        poll(&[(socket.as_fd(), !to_send.is_empty())], deadline.left().min(LOOK_EVERY))?;
+    }
+}
