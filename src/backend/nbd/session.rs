@@ -23,6 +23,17 @@ use crate::port::clock::{Duration, Instant};
 use crate::port::socket::poll;
 use crate::port::thread;
 
+/// Whether a bug was planted in the simulated world, of which the tests are to find it.
+macro_rules! planted {
+    ($bug:ident) => {{
+        #[cfg(feature = "sim")]
+        let is_planted = crate::port::sim::has(crate::port::sim::Bug::$bug);
+        #[cfg(not(feature = "sim"))]
+        let is_planted = false;
+        is_planted
+    }};
+}
+
 mod away;
 mod changes;
 
@@ -394,7 +405,8 @@ impl Session {
         match work.op {
             Op::Read => work.finish(Ok(())),
             Op::Flush => {
-                self.journal.flushed(work.covers);
+                let covers = if planted!(FlushCoversLaterChanges) { self.journal.end() } else { work.covers };
+                self.journal.flushed(covers);
                 let is_own = matches!(work.owner, Owner::Flush);
                 let flush = work.flush;
                 if is_own {
