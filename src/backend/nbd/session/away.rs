@@ -43,7 +43,7 @@ impl Session {
         }
         if let Some(work) = lost.blame {
             match work.owner {
-                Owner::Request(_) | Owner::Close(_) => self.give_up(work),
+                Owner::Request(_) | Owner::Close(_) => self.give_up(*work),
                 Owner::Replay(_) | Owner::Flush => {}
             }
         }
