@@ -308,7 +308,10 @@ impl Link {
                 Ok(next) => next,
                 Err(broken) => {
                     let blame = broken.index.and_then(|index| self.requests[usize::from(index)].take());
-                    return Err(Lost { why: broken.to_string(), blame: blame.map(|sent| Box::new(sent.work)) });
+                    return Err(Lost {
+                        why: broken.to_string(),
+                        blame: blame.map(|sent| Box::new(sent.work)),
+                    });
                 }
             };
             self.start += used;

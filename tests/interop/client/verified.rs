@@ -112,7 +112,7 @@ impl Verified {
             Op::Write => contents.iter_mut().zip(&request.data).for_each(|(byte, data)| *byte = Some(*data)),
             Op::WriteZeroes => contents.fill(Some(0)),
             Op::Discard => contents.fill(None),
-            Op::Flush => {}
+            Op::Flush | Op::Extents => {}
         }
     }
 

@@ -12,7 +12,6 @@ mod bench;
 mod both;
 mod busy;
 mod cells;
-mod chain;
 mod crash;
 mod enospc;
 mod examples;
@@ -56,7 +55,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 19] = [
+const AREAS: [&[Entry]; 18] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -73,7 +72,6 @@ const AREAS: [&[Entry]; 19] = [
     alloc::TESTS,
     up::TESTS,
     both::TESTS,
-    chain::TESTS,
     statistics::TESTS,
     bench::TESTS,
 ];
