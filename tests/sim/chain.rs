@@ -7,7 +7,7 @@ use blockhaus::backend::nbd::{Nbd, Options as ClientOptions};
 use blockhaus::engine::nbd::Options;
 use blockhaus::nbd::uri::{Address, Place};
 use blockhaus::port::clock::{Duration, sleep};
-use blockhaus::port::sim::{Config, DiskShape, Kernel, Outcome, PowerLoss, Random, World, note};
+use blockhaus::port::sim::{Bug, Config, DiskShape, Kernel, Outcome, PowerLoss, Random, World, note};
 
 use crate::chance;
 use crate::model::Model;
@@ -34,7 +34,7 @@ struct Plan {
     away_ms: u64,
 }
 
-fn plan(seed: u64) -> Plan {
+fn plan(seed: u64, bug: Option<Bug>) -> Plan {
     let mut random = Random::new(seed ^ 0x6368_6169_6e00);
     let kernel =
         Kernel { version: 702, udev: false, lost_commands: 0, queues_max: 4, failed_registrations: 0 };
@@ -45,7 +45,7 @@ fn plan(seed: u64) -> Plan {
         faults,
         cpus: 4,
         points_per_thousand: *random.pick(&[0, 50]),
-        bug: None,
+        bug,
     };
     let disk = chance::disk(&mut random, Filters::None);
     let layers = Layers::new(&mut random, disk, Kind::File, Filters::None, false);
@@ -78,8 +78,9 @@ fn plan(seed: u64) -> Plan {
     }
 }
 
-pub fn run(seed: u64) -> Outcome {
-    let plan = plan(seed);
+/// Runs a seed, with a bug planted.
+pub fn run(seed: u64, bug: Option<Bug>) -> Outcome {
+    let plan = plan(seed, bug);
     let folder = tempfile::tempdir().expect("a folder for sockets");
     World::run(plan.config.clone(), |world| live(world, seed, &plan, folder.path()))
 }

@@ -47,7 +47,7 @@ impl Engine {
         match self {
             Engine::Ublk => scenario::run(seed, Wishes::default()),
             Engine::Nbd => nbd::run(seed, None),
-            Engine::Chain => chain::run(seed),
+            Engine::Chain => chain::run(seed, None),
         }
     }
 
@@ -199,7 +199,7 @@ fn everything_is_met_by_nbd() {
 fn everything_is_met_by_a_chain() {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in 0..15 {
-        for (what, count) in chain::run(seed).counts {
+        for (what, count) in chain::run(seed, None).counts {
             *counts.entry(what).or_default() += count;
         }
     }

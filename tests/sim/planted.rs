@@ -4,6 +4,7 @@ use blockhaus::engine::ublk::DataPath;
 use blockhaus::port::sim::Bug;
 
 use crate::careless::Carelessness;
+use crate::chain;
 use crate::nbd;
 use crate::scenario::{self, Wishes};
 use crate::stacks::{Filters, Kind};
@@ -56,6 +57,16 @@ fn careless_by_nbd(how: Carelessness) {
     panic!("{how:?} was not found by {PATIENCE} seeds by NBD");
 }
 
+fn in_a_chain(bug: Bug) {
+    for seed in 0..PATIENCE {
+        if let Some(failure) = chain::run(seed, Some(bug)).failure {
+            eprintln!("seed {seed} found {bug:?} in a chain: {}", failure.what);
+            return;
+        }
+    }
+    panic!("{bug:?} was not found by {PATIENCE} seeds in a chain");
+}
+
 macro_rules! bugs {
     ($($name:ident $how:expr;)*) => {
         $(#[test]
@@ -97,5 +108,9 @@ bugs! {
     a_buffer_of_tags_that_is_read_too_late on_path(DataPath::BatchCopy, Bug::TagsReadTooLate);
     a_result_for_the_tag_beside_it on_path(DataPath::BatchAutoBuf, Bug::BatchShifted);
     a_stop_in_the_middle_of_a_batch on_path(DataPath::BatchAutoBuf, Bug::DeafWhileStopping);
+    a_replay_that_is_left_out in_a_chain(Bug::ReplayLeftOut);
+    a_replay_without_order in_a_chain(Bug::ReplayAtOnce);
+    a_flush_that_is_taken_for_a_later_one in_a_chain(Bug::FlushCoversLaterChanges);
+    changes_that_overlap_in_a_chain in_a_chain(Bug::OverlappingChanges);
     a_server_that_is_deaf_while_stopping planted(Kind::File, Filters::None, Bug::DeafWhileStopping);
 }

@@ -95,6 +95,8 @@ impl Journal {
             return;
         }
         self.bytes += Change::weight(data.len());
+        // However long it takes, the second time it is to be done.
+        let flags = flags - Flags::FAST_ZERO;
         self.changes.push_back(Change { op, flags, offset, len, data: data.into() });
     }
 

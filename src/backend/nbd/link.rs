@@ -27,7 +27,7 @@ const SENT_HEADS: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Lost {
     pub why: String,
-    pub blame: Option<Work>,
+    pub blame: Option<Box<Work>>,
 }
 
 impl Lost {
@@ -308,7 +308,10 @@ impl Link {
                 Ok(next) => next,
                 Err(broken) => {
                     let blame = broken.index.and_then(|index| self.requests[usize::from(index)].take());
-                    return Err(Lost { why: broken.to_string(), blame: blame.map(|sent| sent.work) });
+                    return Err(Lost {
+                        why: broken.to_string(),
+                        blame: blame.map(|sent| Box::new(sent.work)),
+                    });
                 }
             };
             self.start += used;
@@ -327,7 +330,7 @@ impl Link {
                     let Some(sent) = self.requests[usize::from(index)].take() else { continue };
                     let Sent { work, len, sent_at } = sent;
                     if sent_at > self.sent {
-                        return Err(Lost { why: TOO_EARLY.into(), blame: Some(work) });
+                        return Err(Lost { why: TOO_EARLY.into(), blame: Some(Box::new(work)) });
                     }
                     ended.push(Ended { work, len, result });
                 }
@@ -347,7 +350,7 @@ impl Link {
         let request = &mut self.requests[usize::from(index)];
         match request {
             Some(sent) if sent.sent_at <= self.sent => Ok(sent.work.done as usize + at as usize),
-            _ => Err(Lost { why: TOO_EARLY.into(), blame: request.take().map(|sent| sent.work) }),
+            _ => Err(Lost { why: TOO_EARLY.into(), blame: request.take().map(|sent| Box::new(sent.work)) }),
         }
     }
 

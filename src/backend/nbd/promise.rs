@@ -41,6 +41,10 @@ impl Promise {
         self.told.flags.contains(ExportFlags::SEND_FLUSH)
     }
 
+    pub fn knows_fast_zero(&self) -> bool {
+        self.takes(ExportFlags::SEND_FAST_ZERO)
+    }
+
     pub fn geometry(&self) -> Geometry {
         let block = self.block;
         let preferred = self.told.block.map_or(4096, |block| block.preferred);
@@ -104,6 +108,7 @@ impl Promise {
             (ExportFlags::SEND_FUA, "FUA"),
             (ExportFlags::SEND_TRIM, "TRIM"),
             (ExportFlags::SEND_WRITE_ZEROES, "WRITE_ZEROES"),
+            (ExportFlags::SEND_FAST_ZERO, "FAST_ZERO"),
         ];
         for (flag, name) in kept {
             if self.takes(flag) && !told.flags.contains(flag) {

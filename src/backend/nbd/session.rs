@@ -16,12 +16,23 @@ use super::link::{Ended, Link, Lost};
 use super::promise::Promise;
 use super::shared::Shared;
 use super::work::{Job, Owner, Work};
-use crate::io::{Errno, Op};
+use crate::io::{Errno, Flags, IoResult, Op};
 use crate::nbd::client::SHUTTING_DOWN;
 use crate::port::channel::Receiver;
 use crate::port::clock::{Duration, Instant};
 use crate::port::socket::poll;
 use crate::port::thread;
+
+/// Whether a bug was planted in the simulated world, of which the tests are to find it.
+macro_rules! planted {
+    ($bug:ident) => {{
+        #[cfg(feature = "sim")]
+        let is_planted = crate::port::sim::has(crate::port::sim::Bug::$bug);
+        #[cfg(not(feature = "sim"))]
+        let is_planted = false;
+        is_planted
+    }};
+}
 
 mod away;
 mod changes;
@@ -174,18 +185,15 @@ impl Session {
     fn take_jobs(&mut self) -> bool {
         let arrived = self.arrived;
         let now = Instant::now();
-        let (waiting, counted) = (&mut self.waiting, &mut self.arrived);
+        let (waiting, counted, promise) = (&mut self.waiting, &mut self.arrived, &self.promise);
         self.doors.retain(|door| {
             loop {
                 match door.try_recv() {
                     Ok(job) => {
                         *counted += 1;
-                        let has_bytes = matches!(job.io.op, Op::Read | Op::Write);
-                        let fits = job.ticket.content().len() as u64 == job.io.len;
-                        match (has_bytes && !fits, job.io.op != Op::Flush && job.io.len == 0) {
-                            (true, _) => job.ticket.finish(Err(Errno::EINVAL)),
-                            (_, true) => job.ticket.finish(Ok(())),
-                            _ => waiting.push_back(Work::of(job, *counted, now)),
+                        match at_once(&job, promise) {
+                            Some(result) => job.ticket.finish(result),
+                            None => waiting.push_back(Work::of(job, *counted, now)),
                         }
                     }
                     Err(error) => return error.is_empty(),
@@ -394,7 +402,8 @@ impl Session {
         match work.op {
             Op::Read => work.finish(Ok(())),
             Op::Flush => {
-                self.journal.flushed(work.covers);
+                let covers = if planted!(FlushCoversLaterChanges) { self.journal.end() } else { work.covers };
+                self.journal.flushed(covers);
                 let is_own = matches!(work.owner, Owner::Flush);
                 let flush = work.flush;
                 if is_own {
@@ -412,8 +421,8 @@ impl Session {
                 self.let_go(flush);
             }
             Op::Write | Op::Discard | Op::WriteZeroes => self.changed(work),
-            // Not among the capabilities, so nobody asks.
-            Op::Extents => work.finish(Err(Errno::EOPNOTSUPP)),
+            // Never asked.
+            Op::Extents => work.fail(),
         }
     }
 
@@ -424,5 +433,20 @@ impl Session {
             let _ = attempt.thread.join();
         }
         self.fail_all();
+    }
+}
+
+/// The end of a request that the server need not be asked for, or cannot.
+fn at_once(job: &Job, promise: &Promise) -> Option<IoResult> {
+    let Job { io, ticket } = job;
+    match io.op {
+        Op::Read | Op::Write if ticket.content().len() as u64 != io.len => Some(Err(Errno::EINVAL)),
+        Op::Extents => Some(Err(Errno::EOPNOTSUPP)),
+        // Whether it is fast is the server's to say.
+        Op::WriteZeroes if io.flags.contains(Flags::FAST_ZERO) && !promise.knows_fast_zero() => {
+            Some(Err(Errno::EOPNOTSUPP))
+        }
+        Op::Flush => None,
+        _ => (io.len == 0).then_some(Ok(())),
     }
 }

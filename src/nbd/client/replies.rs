@@ -153,6 +153,9 @@ impl Replies {
         if flags.contains(Flags::NO_UNMAP) && op == Op::WriteZeroes {
             bits |= command_flag::NO_HOLE;
         }
+        if flags.contains(Flags::FAST_ZERO) && op == Op::WriteZeroes {
+            bits |= command_flag::FAST_ZERO;
+        }
         if op == Op::Write && self.headers == Headers::Extended {
             bits |= command_flag::PAYLOAD_LEN;
         }
@@ -162,6 +165,7 @@ impl Replies {
             Op::Flush => command::FLUSH,
             Op::Discard => command::TRIM,
             Op::WriteZeroes => command::WRITE_ZEROES,
+            // A reply to it is none that is known here: no context was chosen.
             Op::Extents => command::BLOCK_STATUS,
         };
         self.say(Request { flags: bits, command, cookie, offset, len }, heads);

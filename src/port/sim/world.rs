@@ -68,6 +68,14 @@ pub enum Bug {
     TagsReadTooLate,
     /// A result of a batch goes to the tag beside it.
     BatchShifted,
+    /// Changes that a lost server may have forgotten are not done again.
+    ReplayLeftOut,
+    /// They are all done again at the same time.
+    ReplayAtOnce,
+    /// A flush is taken to cover what was acknowledged after it was sent.
+    FlushCoversLaterChanges,
+    /// Changes that overlap are asked for at the same time.
+    OverlappingChanges,
 }
 
 /// How a run failed.

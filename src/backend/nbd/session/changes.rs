@@ -29,7 +29,8 @@ impl Session {
         }
         let (start, end) = (work.offset, work.offset + work.len);
         let touches = |range: &Range<u64>| range.start < end && start < range.end;
-        work.op.modifies() && work.done == 0 && self.changing.iter().any(|(_, range)| touches(range))
+        let is_new_change = work.op.modifies() && work.done == 0 && !planted!(OverlappingChanges);
+        is_new_change && self.changing.iter().any(|(_, range)| touches(range))
     }
 
     /// A change is not under way any more.
@@ -59,7 +60,7 @@ impl Session {
             let is_on_another = replay.under_way.iter().any(|&number| {
                 self.journal.get(number).is_some_and(|other| other.overlaps(change.offset, change.len))
             });
-            if is_on_another {
+            if is_on_another && !planted!(ReplayAtOnce) {
                 break;
             }
             let owner = Owner::Replay(change.data.clone());

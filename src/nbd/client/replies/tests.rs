@@ -353,6 +353,7 @@ fn requests_say_what_the_protocol_has_for_them() {
         (Op::Discard, Flags::FUA, true, 4, 1),
         (Op::WriteZeroes, Flags::NO_UNMAP, true, 6, 2),
         (Op::WriteZeroes, Flags::FUA, false, 6, 1),
+        (Op::WriteZeroes, Flags::FAST_ZERO, true, 6, 1 << 4),
     ] {
         let mut replies = Replies::new(if extended { Headers::Extended } else { Headers::Simple });
         let mut head = Vec::new();
