@@ -8,6 +8,7 @@ mod boots;
 mod cargo;
 mod checks;
 mod full;
+mod fuzz;
 mod guest;
 mod ledger;
 mod libtest;
@@ -42,7 +43,7 @@ pub struct Args {
     /// With --full: leave out what has passed with the same binaries and kernel
     #[arg(long, requires = "full")]
     resume: bool,
-    /// Only this suite: fmt, clippy, host, sim, doc, licenses, vm, vm:7.2 (may be repeated)
+    /// Only this suite: fmt, clippy, host, sim, fuzz, doc, licenses, vm, vm:7.2 (may be repeated)
     #[arg(long, value_name = "SUITE")]
     only: Vec<String>,
     /// Only tests with this in their names
@@ -97,6 +98,7 @@ fn on_host(name: &str, args: &Args, preparation: &Preparation) -> Result<Tally> 
         "fmt" => cargo::ensure_components().and_then(|()| checks::fmt()),
         "clippy" => cargo::ensure_components().and_then(|()| checks::clippy()),
         "sim" => checks::sim(args.filter.as_deref()),
+        "fuzz" => fuzz::run(),
         "doc" => checks::doc(),
         "licenses" => licenses::check(),
         _ => checks::host(&preparation.headers()?, args.filter.as_deref()),

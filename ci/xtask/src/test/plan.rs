@@ -10,6 +10,7 @@ pub const HOST: &[(&str, &str)] = &[
     ("clippy", "no lint has anything to say"),
     ("host", "the tests that need no other kernel"),
     ("sim", "thousands of seeds of a simulated world, and planted bugs that they must find"),
+    ("fuzz", "a fuzzer's minute with each decoder"),
     ("doc", "the documentation builds without a warning"),
     ("licenses", "every dependency's licence is on the list"),
 ];
