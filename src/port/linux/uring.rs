@@ -8,7 +8,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::provided::Provided;
 
 use crate::payload::OPERATIONS_PER_SLOT;
-use crate::port::clock::Duration;
+use crate::port::clock::{self, Duration};
 use crate::port::remote::Remote;
 use crate::port::ring::{AllocateMode, Completion, Entry, Token};
 
@@ -31,6 +31,11 @@ const GETEVENTS: u32 = 1;
 
 /// IORING_ENTER_NO_IOWAIT: who waits for requests to come waits for no disk, and is not counted as such. Linux 6.15.
 const NO_IOWAIT: u32 = 1 << 7;
+
+/// How often a full queue is tried to be submitted in the middle of a turn, and how long after each other: the kernel may be
+/// out of memory for ten seconds.
+const SHORTAGE_TRIES: u32 = 2000;
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(5);
 
 type SetUp = fn(&mut io_uring::Builder);
 
@@ -163,11 +168,7 @@ impl Uring {
             unsafe { self.uring.submitter().enter::<()>(count, want as u32, self.enter_flags, None) };
         match entered {
             Ok(_) => Ok(()),
-            // To be tried again, no failure. EBUSY: completions must be reaped before more is taken,
-            // which comes next anyway.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
-                Ok(())
-            }
+            Err(error) if is_passing(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -217,7 +218,7 @@ impl Uring {
     /// Submits what is waiting, since the queue is full.
     #[cold]
     fn make_room(&mut self) -> io::Result<()> {
-        self.uring.submit().map(drop)
+        retry(|| self.uring.submit(), SHORTAGE_PAUSE).map(drop)
     }
 
     /// Queues the first link of a chain of two, which says nothing when it goes well. There is room for
@@ -312,6 +313,25 @@ impl Uring {
     }
 }
 
+/// Whether a submission that failed is only to be tried again. EAGAIN: the kernel has no memory for a request. EBUSY:
+/// completions must be reaped before more is taken.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
+}
+
+/// Submits until it is no more to be tried again, or for so long that it will not get better.
+fn retry<T>(mut submit: impl FnMut() -> io::Result<T>, pause: Duration) -> io::Result<T> {
+    let mut tries = 0;
+    loop {
+        match submit() {
+            Err(error) if is_passing(&error) && tries < SHORTAGE_TRIES => tries += 1,
+            result => return result,
+        }
+        // Whoever frees memory needs the processor.
+        clock::sleep(pause);
+    }
+}
+
 /// Makes a command one that completes again and again, with buffers of [`Provided::GROUP`]. The library has
 /// no words for that (io_uring 0.7).
 fn multishot(entry: squeue::Entry) -> squeue::Entry {
@@ -341,5 +361,31 @@ impl Drop for Uring {
             // Until the kernel has ended a multishot command it could still write to a buffer.
             let _ = self.uring.submitter().unregister_buf_ring(Provided::GROUP);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often it was tried, and how it ended.
+    fn tried(fails: u32, errno: i32) -> (u32, Option<i32>) {
+        let mut tries = 0;
+        let submit = || {
+            tries += 1;
+            if tries <= fails { Err(io::Error::from_raw_os_error(errno)) } else { Ok(()) }
+        };
+        let result = retry(submit, Duration::ZERO);
+        (tries, result.err().and_then(|error| error.raw_os_error()))
+    }
+
+    #[test]
+    fn a_shortage_that_passes_ends_no_queue_and_one_that_stays_does() {
+        for errno in [libc::EAGAIN, libc::EBUSY, libc::EINTR] {
+            assert_eq!(tried(0, errno), (1, None));
+            assert_eq!(tried(100, errno), (101, None));
+            assert_eq!(tried(u32::MAX, errno), (SHORTAGE_TRIES + 1, Some(errno)));
+        }
+        assert_eq!(tried(u32::MAX, libc::EBADF), (1, Some(libc::EBADF)));
     }
 }
