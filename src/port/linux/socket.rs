@@ -99,6 +99,8 @@ pub struct Lines<S> {
     stream: S,
     limit: usize,
     received: Vec<u8>,
+    /// So many of these have no end of a line among them.
+    searched: usize,
     to_send: Vec<u8>,
     ended: bool,
 }
@@ -113,7 +115,7 @@ impl Lines<UnixStream> {
 impl<S: AsFd> Lines<S> {
     /// Over a stream that does not block. Lines longer than `limit` are an error.
     pub fn new(stream: S, limit: usize) -> Lines<S> {
-        Lines { stream, limit, received: Vec::new(), to_send: Vec::new(), ended: false }
+        Lines { stream, limit, received: Vec::new(), searched: 0, to_send: Vec::new(), ended: false }
     }
 
     /// Whether there is something that still has to be sent.
@@ -137,12 +139,15 @@ impl<S: AsFd + Read> Lines<S> {
     /// Reads what has come and returns the next whole line, if there is one.
     pub fn receive(&mut self) -> io::Result<Option<String>> {
         loop {
-            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
-                let rest = self.received.split_off(end + 1);
+            let unsearched = &self.received[self.searched..];
+            if let Some(end) = unsearched.iter().position(|&byte| byte == b'\n') {
+                let rest = self.received.split_off(self.searched + end + 1);
+                self.searched = 0;
                 let mut line = std::mem::replace(&mut self.received, rest);
                 line.pop();
                 return String::from_utf8(line).map(Some).map_err(io::Error::other);
             }
+            self.searched = self.received.len();
             if self.received.len() > self.limit {
                 return Err(io::Error::other(format!("a line is longer than {} bytes", self.limit)));
             }
@@ -237,6 +242,26 @@ mod tests {
         assert_eq!(b.receive_by(short).unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(a);
         assert_eq!(b.receive_by(soon).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// As long as the longest reply there may be, and the next one right behind it.
+    #[test]
+    fn a_long_line_takes_no_longer_for_each_of_its_bytes() {
+        const LEN: usize = 4 << 20;
+        let (mut a, mut b) = pair(LEN);
+        let sender = std::thread::spawn(move || {
+            a.send(&"x".repeat(LEN)).unwrap();
+            a.send("next").unwrap();
+            while a.wants_to_send() {
+                poll(&[(a.as_fd(), true)], Duration::from_millis(100)).unwrap();
+                a.flush().unwrap();
+            }
+        });
+        let deadline = Deadline::after(Duration::from_secs(4));
+        assert_eq!(b.receive_by(deadline).unwrap().len(), LEN);
+        assert!(!deadline.passed(), "a reply of {LEN} bytes takes longer than anybody waits");
+        assert_eq!(b.receive_by(Deadline::after(Duration::from_secs(5))).unwrap(), "next");
+        sender.join().unwrap();
     }
 
     #[test]
