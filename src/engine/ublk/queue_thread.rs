@@ -45,7 +45,6 @@ impl Seat {
         let _ = thread::become_io_flusher();
         let what = |what: &str| format!("queue {}: {what}", self.queue);
         let cpus = self.pin().map_err(|error| Error::system(what("cannot be pinned"), error))?;
-        let scheduling = thread::schedule(self.load.scheduling());
         thread::touch_stack();
         let failed =
             |why: &'static str| move |error| Error::system(format!("queue {}: {why}", self.queue), error);
@@ -87,6 +86,8 @@ impl Seat {
         // SAFETY: the ring and all its clones are gone before the buffers, by the order above and
         // since the backend's queue, which has a clone, lives inside `Stack::serve`.
         let registered = self.data_path.hides() || unsafe { buffers.register(&ring) };
+        // Not before: touching gigabytes of buffers with real-time priority keeps everybody else from this processor.
+        let scheduling = thread::schedule(self.load.scheduling());
         let tid = thread::current_id();
         seated(QueueThread {
             queue: self.queue,
