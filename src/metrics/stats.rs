@@ -1,7 +1,7 @@
 //! What the counters of a disk's queues say at one moment, as it is told to others.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ pub struct Stats {
 pub struct QueueStats {
     /// Its number.
     pub queue: u16,
-    /// Requests that it has and has not completed. Those that go as one chain with their completion are not seen.
+    /// Requests that it has taken and not completed. Those that go as one chain with their completion are not seen.
     pub in_flight: u64,
     /// For each kind of request, without the latencies themselves.
     pub ops: Vec<OpStats>,
@@ -51,10 +51,11 @@ pub struct OpStats {
 }
 
 /// How long requests took, in nanoseconds: from the turn of the queue's loop that saw one to the end of
-/// the turn in which its result was sent off. Right to 3.2 %, but for the mean, which is exact.
+/// the turn in which its result was sent off. Right to 3.2 %, but for the mean, which is exact for what was measured:
+/// one request stands for those that went as chains since the last such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latency {
-    /// How many were measured.
+    /// How many were measured, or are stood for by one that was.
     pub measured: u64,
     /// Their mean.
     pub mean_ns: u64,
@@ -100,32 +101,54 @@ impl Stats {
     }
 }
 
+/// How often the numbers of requests are looked at for a moment in which none changes.
+const LOOKS: u32 = 64;
+
 impl QueueMetrics {
     fn stats(&self, queue: u16) -> QueueStats {
-        // Completions first: then none is seen of a request that was not taken.
-        let ops: Vec<OpStats> =
+        // Before the requests, so that no more of them are measured, or have failed, than there are.
+        let mut ops: Vec<OpStats> =
             OPS.iter().zip(&self.ops).map(|(op, counted)| counted.stats(op.name())).collect();
-        let completed: u64 = ops.iter().map(|op| op.requests).sum();
-        let in_flight = self.taken.load(Ordering::Relaxed).saturating_sub(completed);
+        let (requests, in_flight) = self.requests();
+        ops.iter_mut().zip(requests).for_each(|(op, requests)| op.requests = requests);
+        ops.iter_mut().for_each(OpStats::measure);
         QueueStats { queue, in_flight, ops }
+    }
+
+    /// Requests of each kind that were completed, and those in flight at that moment: what is taken between two
+    /// looks at the one is not in flight. Where the queue does not let go for a moment, the fewest that were seen.
+    fn requests(&self) -> ([u64; OPS.len()], u64) {
+        // In the order of the program.
+        let load = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        let look = || self.ops.each_ref().map(|op| load(&op.requests));
+        let (mut before, mut fewest) = (look(), u64::MAX);
+        for _ in 0..LOOKS {
+            let taken = load(&self.taken);
+            fewest = fewest.min(taken.saturating_sub(before.iter().sum()));
+            let after = look();
+            if after == before {
+                return (after, taken.saturating_sub(after.iter().sum()));
+            }
+            before = after;
+        }
+        (before, fewest)
     }
 }
 
 impl OpMetrics {
+    /// All but the number of requests, and what follows from all of it.
     fn stats(&self, name: &str) -> OpStats {
         let buckets = (0..).zip(self.latencies.iter());
         let buckets = buckets.map(|(bucket, count)| (bucket, count.load(Ordering::Relaxed)));
-        let mut stats = OpStats {
+        OpStats {
             op: name.to_owned(),
-            requests: self.requests.load(Ordering::Relaxed),
+            requests: 0,
             bytes: self.bytes.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
             latency: None,
             buckets: buckets.filter(|(_, count)| *count != 0).collect(),
             latency_sum_ns: self.latency_sum_ns.load(Ordering::Relaxed),
-        };
-        stats.measure();
-        stats
+        }
     }
 }
 
@@ -193,6 +216,10 @@ fn merge(a: &[(u16, u64)], b: &[(u16, u64)], join: impl Fn(u64, u64) -> u64) -> 
 
 /// What the buckets say; nothing where they are empty.
 pub fn percentiles(buckets: &[(u16, u64)], sum_ns: u64) -> Option<Latency> {
+    // A histogram takes a quarter of a MiB, and most kinds of requests are not made of most disks.
+    if buckets.is_empty() {
+        return None;
+    }
     // Three digits, finer than the buckets are, so that nothing is lost twice.
     let mut histogram = Histogram::<u64>::new_with_bounds(1, LONGEST_NS, 3).ok()?;
     for &(bucket, count) in buckets.iter().filter(|(bucket, _)| usize::from(*bucket) < BUCKETS) {
@@ -211,4 +238,104 @@ pub fn percentiles(buckets: &[(u16, u64)], sum_ns: u64) -> Option<Latency> {
         p999_ns: at(99.9),
         max_ns: histogram.max(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::io::Op;
+
+    /// What one queue is told.
+    #[derive(Clone, Debug)]
+    struct Told {
+        op: Op,
+        len: u64,
+        is_error: bool,
+        latency_ns: u64,
+    }
+
+    fn told() -> impl Strategy<Value = Told> {
+        let latency_ns = prop_oneof![0..1000u64, 1000..10_000_000u64, 0..=u64::MAX >> 12];
+        (proptest::sample::select(&OPS[..]), 0..1u64 << 20, any::<bool>(), latency_ns)
+            .prop_map(|(op, len, is_error, latency_ns)| Told { op, len, is_error, latency_ns })
+    }
+
+    fn tell(metrics: &QueueMetrics, told: &[Told]) {
+        for Told { op, len, is_error, latency_ns } in told {
+            metrics.take();
+            metrics.complete(*op, *len, *is_error);
+            metrics.record(*op, *latency_ns, 1);
+        }
+    }
+
+    /// The middle of a latency's bucket, which is what comes out for it.
+    fn near(found_ns: u64, latency_ns: u64) -> bool {
+        let latency_ns = latency_ns.min(LONGEST_NS);
+        found_ns.abs_diff(latency_ns) <= latency_ns / 30 + 1
+    }
+
+    /// What is to be said of requests of one kind: by their latencies in order.
+    fn check(op: &OpStats, told: &[&Told]) -> Result<(), TestCaseError> {
+        let mut latencies: Vec<u64> = told.iter().map(|told| told.latency_ns).collect();
+        latencies.sort_unstable();
+        prop_assert_eq!(op.requests, told.len() as u64);
+        prop_assert_eq!(op.bytes, told.iter().map(|told| told.len).sum::<u64>());
+        prop_assert_eq!(op.errors, told.iter().filter(|told| told.is_error).count() as u64);
+        prop_assert_eq!(op.latency_sum_ns, latencies.iter().sum::<u64>());
+        prop_assert_eq!(op.latency.is_some(), !told.is_empty());
+        let Some(latency) = op.latency else { return Ok(()) };
+        prop_assert_eq!(latency.measured, latencies.len() as u64);
+        prop_assert_eq!(latency.mean_ns, latencies.iter().sum::<u64>() / latency.measured);
+        // The least that so many are not above.
+        let at = |per_mille: usize| latencies[(latencies.len() * per_mille).div_ceil(1000) - 1];
+        for (found, per_mille) in [
+            (latency.p50_ns, 500),
+            (latency.p90_ns, 900),
+            (latency.p99_ns, 990),
+            (latency.p999_ns, 999),
+            (latency.max_ns, 1000),
+        ] {
+            prop_assert!(near(found, at(per_mille)), "{} ‰: {}, not {}", per_mille, found, at(per_mille));
+        }
+        Ok(())
+    }
+
+    proptest! {
+        /// Two queues, two looks: all since the start, and what has come between.
+        #[test]
+        fn the_numbers_are_those_of_the_requests(
+            first in proptest::collection::vec(told(), 0..80),
+            other in proptest::collection::vec(told(), 0..80),
+            later in proptest::collection::vec(told(), 0..80),
+        ) {
+            let queues = [Arc::new(QueueMetrics::new()), Arc::new(QueueMetrics::new())];
+            tell(&queues[0], &first);
+            tell(&queues[1], &other);
+            let before = Stats::of(&queues);
+            tell(&queues[1], &later);
+            let after = Stats::of(&queues);
+            let of = |op: Op, told: &[&[Told]]| -> Vec<Told> {
+                told.iter().flat_map(|told| told.iter()).filter(|told| told.op == op).cloned().collect()
+            };
+            let since = after.since(&before);
+            for op in OPS {
+                for (stats, told) in [
+                    (&before.ops, &[&first[..], &other][..]),
+                    (&after.ops, &[&first, &other, &later]),
+                    (&since, &[&later]),
+                    (&after.queues[0].ops, &[&first]),
+                    (&after.queues[1].ops, &[&other, &later]),
+                ] {
+                    let told = of(op, told);
+                    let named: BTreeMap<_, _> = stats.iter().map(|op| (op.op.as_str(), op)).collect();
+                    check(named[op.name()], &told.iter().collect::<Vec<_>>())?;
+                }
+            }
+            prop_assert_eq!(after.in_flight(), 0);
+        }
+    }
 }
