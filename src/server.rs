@@ -174,11 +174,11 @@ impl Server {
         let served = &self.served;
         let answer = |question| match question {
             Question::State => {
-                Reply::Exports { exports: served.iter().filter_map(Served::export_status).collect() }
+                vec![Reply::Exports { exports: served.iter().filter_map(Served::export_status).collect() }]
             }
             Question::Stats => {
                 let others = served.iter().filter(|served| !served.is_device());
-                Reply::Stats { disks: others.flat_map(Served::stats).collect() }
+                Reply::stats(others.flat_map(Served::stats).collect())
             }
         };
         wishes.extend(self.presence.as_mut().and_then(|presence| presence.serve(&answer)));

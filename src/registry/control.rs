@@ -21,7 +21,7 @@ use crate::port::socket::Lines;
 pub const MAX_REQUEST: usize = 4 << 10;
 
 /// Longest line that a client reads. A report grows with the queues, of which there are at most
-/// 4096.
+/// 4096, and so do the statistics of a disk.
 pub const MAX_REPLY: usize = 4 << 20;
 
 /// What a client asks for.
@@ -68,6 +68,9 @@ pub enum Reply {
     Stats {
         /// One for each engine that serves it; none where it is not live.
         disks: Vec<DiskStats>,
+        /// Another reply with more of them follows.
+        #[serde(default)]
+        more: bool,
     },
     /// The stop was understood and has begun.
     Accepted,
@@ -83,6 +86,16 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// What was done for these disks: a reply a disk, since all of them together may be longer than [`MAX_REPLY`].
+    pub fn stats(disks: Vec<DiskStats>) -> Vec<Reply> {
+        let last = disks.len().saturating_sub(1);
+        if disks.is_empty() {
+            return vec![Reply::Stats { disks, more: false }];
+        }
+        let reply = |(number, disk)| Reply::Stats { disks: vec![disk], more: number < last };
+        disks.into_iter().enumerate().map(reply).collect()
+    }
+
     /// The reply that carries an error.
     pub fn failed(error: &Error) -> Reply {
         Reply::Failed { kind: format!("{:?}", error.kind()), text: error.to_string() }
@@ -203,6 +216,30 @@ impl Client {
     pub fn receive(&mut self, deadline: Deadline) -> Result<Reply> {
         let line = self.lines.receive_by(deadline).map_err(|error| self.failed(error))?;
         serde_json::from_str(&line).map_err(|error| self.failed(error.into()))
+    }
+
+    /// The replies to [`Request::Stats`].
+    pub fn receive_stats(&mut self, deadline: Deadline) -> Result<Vec<DiskStats>> {
+        let mut all = Vec::new();
+        loop {
+            match self.receive(deadline)? {
+                Reply::Stats { disks, more } => {
+                    all.extend(disks);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                Reply::Failed { kind, text } => return Err(received_error(&kind, &text)),
+                _ => {
+                    let why = "it answered something else: it may be of another version";
+                    return Err(Error::new(Kind::Failed, self.what.as_str(), why));
+                }
+            }
+            // There is always something of a server that goes on and on.
+            if deadline.passed() {
+                return Err(no_answer(&self.what, self.pid));
+            }
+        }
     }
 
     fn failed(&self, error: std::io::Error) -> Error {

@@ -65,7 +65,7 @@ impl Clients {
 
     /// Reads, answers, and drops whoever has gone or takes too long. `answer` is what is said to a
     /// question.
-    pub(super) fn serve(&mut self, state: State, answer: &dyn Fn(Question) -> Reply) -> Vec<Wish> {
+    pub(super) fn serve(&mut self, state: State, answer: &dyn Fn(Question) -> Vec<Reply>) -> Vec<Wish> {
         let mut wishes = Vec::new();
         self.clients.retain_mut(|client| match client.serve(state, answer) {
             Ok(wish) => {
@@ -121,7 +121,11 @@ impl Clients {
 }
 
 impl Client {
-    fn serve(&mut self, state: State, answer: &dyn Fn(Question) -> Reply) -> std::io::Result<Option<Wish>> {
+    fn serve(
+        &mut self,
+        state: State,
+        answer: &dyn Fn(Question) -> Vec<Reply>,
+    ) -> std::io::Result<Option<Wish>> {
         self.lines.flush()?;
         // One request a turn, and none before the last reply is taken: nobody gets more than
         // their share.
@@ -133,11 +137,11 @@ impl Client {
         match serde_json::from_str(&line) {
             // Each socket has one answer: a device's is its status, a process's are its exports.
             Ok(Request::Status | Request::Exports) => {
-                self.say(&answer(Question::State))?;
+                self.say_all(&answer(Question::State))?;
                 Ok(None)
             }
             Ok(Request::Stats) => {
-                self.say(&answer(Question::Stats))?;
+                self.say_all(&answer(Question::Stats))?;
                 Ok(None)
             }
             Ok(Request::Stop { .. }) if state == State::Starting => {
@@ -162,6 +166,10 @@ impl Client {
                 Ok(None)
             }
         }
+    }
+
+    fn say_all(&mut self, replies: &[Reply]) -> std::io::Result<()> {
+        replies.iter().try_for_each(|reply| self.say(reply))
     }
 
     fn say(&mut self, reply: &Reply) -> std::io::Result<()> {

@@ -45,7 +45,7 @@ impl Presence {
     }
 
     /// Answers whoever asks; yields whether everything is to end, and whether by force.
-    pub(super) fn serve(&mut self, answer: &dyn Fn(Question) -> Reply) -> Option<Wish> {
+    pub(super) fn serve(&mut self, answer: &dyn Fn(Question) -> Vec<Reply>) -> Option<Wish> {
         self.clients.accept();
         let wishes = self.clients.serve(State::Live, answer);
         wishes.into_iter().reduce(|a, b| if a.force { a } else { b }).map(|wish| Wish { all: true, ..wish })

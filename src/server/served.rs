@@ -303,8 +303,8 @@ impl Served {
         // Taken out for the time, so that what answers can look at everything else.
         let mut clients = std::mem::take(&mut self.clients);
         let wishes = clients.serve(state, &|question| match question {
-            Question::State => Reply::Status { state, report: self.report.clone().map(Box::new) },
-            Question::Stats => Reply::Stats { disks: self.stats() },
+            Question::State => vec![Reply::Status { state, report: self.report.clone().map(Box::new) }],
+            Question::Stats => Reply::stats(self.stats()),
         });
         self.clients = clients;
         for wish in wishes.iter().filter(|wish| !wish.all) {
