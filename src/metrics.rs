@@ -74,6 +74,13 @@ impl QueueMetrics {
         }
     }
 
+    /// A request was refused, and nobody else has it in hand.
+    #[cold]
+    pub(crate) fn refuse(&self, op: Op, len: u64) {
+        self.take();
+        self.complete(op, len, true);
+    }
+
     /// A request that was counted as served has failed after all.
     #[cold]
     pub(crate) fn fail(&self, op: Op) {

@@ -70,6 +70,7 @@ impl Seat {
             registered_tags: self.registered_tags,
             descriptors: &descriptors,
             buffers: &buffers,
+            metrics: &self.metrics,
         };
         let why = "cannot register with its io_uring";
         let (mut per_tag, mut batch);

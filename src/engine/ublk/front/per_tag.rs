@@ -122,7 +122,10 @@ impl FrontEnd for PerTag<'_> {
                 Ok(io) => Ok(Arrival::One(io)),
                 Err(errno) => self.refuse(ring, tag, errno),
             },
-            (REGISTERED, error) => self.refuse(ring, tag, Errno::new(-error)),
+            (REGISTERED, error) => {
+                self.seat.count_unregistered(tag);
+                self.refuse(ring, tag, Errno::new(-error))
+            }
             (_, 0..) => Ok(Arrival::Nothing),
             (_, error) => Err(self.seat.failed(
                 &format!("the pages of tag {tag} cannot be given back"),
