@@ -5,9 +5,8 @@
 //! otherwise keeps the backend's future in the slot until the operations it waits for are back.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use crate::backend::dynamic::Dynamic;
 use crate::backend::{Backend, Queue, QueueContext};
@@ -15,11 +14,12 @@ use crate::error::{Error, Result};
 use crate::io::{Admission, Capabilities, Errno, Geometry, Io, IoResult, Op};
 use crate::metrics::QueueMetrics;
 use crate::payload::Place;
-use crate::port::remote::{Message, SlotWaker};
+use crate::port::remote::Message;
 use crate::port::ring::{Completion, Ring, Single, Token, turn_capacity};
 
 mod buffers;
 mod meter;
+mod slots;
 
 /// Bytes of requests that the front end has yielded one by one and a turn of the loop begins, roughly, before it looks
 /// at what has come meanwhile; a request counts as a block at least. A client that sends requests faster than they are answered at once
@@ -28,7 +28,8 @@ const TURN_LEN: u64 = 64 << 20;
 const LEAST_LEN: u64 = 4096;
 
 pub use buffers::Buffers;
-use meter::Meter;
+use meter::{Came, Meter};
+use slots::{Slot, Slots};
 
 /// What came of a command of a front end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,11 @@ pub enum Arrival {
     One(Io),
     /// Requests that [`FrontEnd::next`] yields one by one.
     Many,
+    /// A request of this slot, whose data is not there yet: it follows as [`Ready`](Self::Ready), or was
+    /// refused.
+    Coming(u16),
+    /// The request whose slot was [`Coming`](Self::Coming).
+    Ready(Io),
 }
 
 /// What an engine knows of arrivals and completions on one queue.
@@ -69,6 +75,11 @@ pub trait FrontEnd {
     /// and the next request of the slot, or not at all.
     fn can_chain(&self, io: &Io) -> bool {
         let _ = io;
+        false
+    }
+
+    /// Whether there are requests that [`can_chain`](Self::can_chain). Constant.
+    fn chains(&self) -> bool {
         false
     }
 
@@ -192,6 +203,7 @@ impl<B: Backend> Stack for B {
         let slots = Slots::new(ring, context.depth, &task);
         let mut turns = Turns {
             ring,
+            chains: front.chains(),
             front,
             slots,
             admit,
@@ -221,50 +233,12 @@ enum Admitted {
     Task,
 }
 
-/// A request in its slot, with the future that serves it, where it needs one.
-struct Slot<F> {
-    task: Pin<Box<Option<F>>>,
-    io: Option<Io>,
-    /// When the request came, or [`COUNTED`].
-    arrived_ns: u64,
-    /// The request is served by a chain, whose end says how it went.
-    chained: bool,
-    /// Set when the task has ended before all its operations have.
-    result: Option<IoResult>,
-    waker: Waker,
-    woken: Arc<SlotWaker>,
-}
-
-/// For a moment: the request went as a chain, and was counted then.
-const COUNTED: u64 = u64::MAX;
-
-/// All slots of a queue; everything they will ever need is allocated here.
-struct Slots<F> {
-    slots: Box<[Slot<F>]>,
-    /// Those that a task or one operation serves.
-    in_service: usize,
-    /// Those of them that one operation serves.
-    single: usize,
-    /// Those that a chain serves, which are not counted as in service: they are the driver's, and the end
-    /// of a chain may come only with the slot's next request.
-    chained: usize,
-}
-
-impl<F: Future<Output = IoResult>> Slots<F> {
-    /// `_task` only names the type of the future.
-    fn new(ring: &Ring, depth: u16, _task: &impl Fn(Io) -> F) -> Slots<F> {
-        let slot = |number| {
-            let (waker, woken) = ring.remote().waker(number);
-            Slot { task: Box::pin(None), io: None, arrived_ns: 0, chained: false, result: None, waker, woken }
-        };
-        Slots { slots: (0..depth).map(slot).collect(), in_service: 0, single: 0, chained: 0 }
-    }
-}
-
 /// The loop: what it owns while it runs.
 struct Turns<'a, F, A, T> {
     ring: &'a Ring,
     front: &'a mut dyn FrontEnd,
+    /// The front end has requests that can be chains.
+    chains: bool,
     slots: Slots<F>,
     admit: A,
     task: &'a T,
@@ -365,17 +339,28 @@ where
                 if self.slots.chained != 0 {
                     let _ = self.end_of_chain(number);
                 }
-                match self.front.arrived(self.ring, number, completion)? {
-                    Arrival::One(io) => self.begin(io, self.alone),
-                    Arrival::Nothing => Ok(()),
-                    Arrival::Many => self.begin_all(),
+                // Before a byte of a request is moved. What comes alone may go as a chain, which is to cost no
+                // look at the clock.
+                if !(self.alone && self.chains) {
+                    self.meter.look();
                 }
+                let (io, since) = match self.front.arrived(self.ring, number, completion)? {
+                    Arrival::One(io) => (io, None),
+                    Arrival::Nothing => return Ok(()),
+                    Arrival::Many => return self.begin_all(),
+                    Arrival::Coming(slot) => {
+                        self.slots.slots[usize::from(slot)].came = self.meter.coming();
+                        return Ok(());
+                    }
+                    Arrival::Ready(io) => (io, Some(self.slots.slots[usize::from(io.slot)].came)),
+                };
+                self.begin(io, self.alone, since)
             }
             Token::Operation { slot, entry } => self.operation_ended(slot, entry, completion.result),
             Token::Single(slot) => self.single_ended(slot, completion.result),
             // It has failed, or moved too little, and so the command behind it was cancelled.
             Token::Chained(slot) => match self.end_of_chain(slot.into()) {
-                Some(io) => self.serve(io, COUNTED),
+                Some(io) => self.serve(io, Came::CHAINED),
                 None => Ok(()),
             },
             Token::Wake => self.ring.arm_wake().map_err(ring_failed),
@@ -399,55 +384,61 @@ where
 
     /// Begins what the front end has, until the turn is full.
     fn begin_all(&mut self) -> Result<()> {
+        self.meter.look();
         while self.left != 0
             && let Some(io) = self.front.next(self.ring)?
         {
             self.left = self.left.saturating_sub(io.len.max(LEAST_LEN));
-            self.begin(io, false)?;
+            self.begin(io, false, None)?;
         }
         Ok(())
     }
 
     /// A request arrived, `alone` where it is all that this turn has to react to: refuse it, answer it at
-    /// once, or start what serves it.
+    /// once, or start what serves it. It came in this turn, unless `since` says when.
     #[inline(always)]
-    fn begin(&mut self, io: Io, alone: bool) -> Result<()> {
+    fn begin(&mut self, io: Io, alone: bool, since: Option<Came>) -> Result<()> {
         if self.slots.chained != 0 {
             // The slot's next request says that its last one was completed.
             let _ = self.end_of_chain(io.slot.into());
         }
+        let may_chain = alone && self.chains && self.front.can_chain(&io);
+        // Else before the backend is asked, which may serve it at once, and take its time to copy.
+        let mut came = if may_chain { Came::default() } else { self.meter.arrived(since) };
         let admitted = (self.admit)(&io);
-        if alone
-            && let Admitted::Single(single, place) = &admitted
-            && self.front.can_chain(&io)
-            && !self.meter.wants_no_chain(&io)
-        {
-            return self.start_chain(io, *single, *place);
+        if may_chain {
+            came = match &admitted {
+                Admitted::Single(single, place) => match self.meter.sample(&io) {
+                    Some(came) => came,
+                    None => return self.start_chain(io, *single, *place),
+                },
+                // Its bytes are hidden, so that nobody here has copied them.
+                Admitted::Over(_) | Admitted::Task => self.meter.arrived(None),
+            };
         }
-        let arrived_ns = self.meter.arrived();
         match admitted {
-            Admitted::Over(result) => self.complete(&io, result, arrived_ns),
-            Admitted::Single(single, place) => self.start_single(io, arrived_ns, single, place),
-            Admitted::Task => self.serve(io, arrived_ns),
+            Admitted::Over(result) => self.complete(&io, result, came),
+            Admitted::Single(single, place) => self.start_single(io, came, single, place),
+            Admitted::Task => self.serve(io, came),
         }
     }
 
     /// A request of this front end's has been served, or has failed.
     #[inline(always)]
-    fn complete(&mut self, io: &Io, result: IoResult, arrived_ns: u64) -> Result<()> {
-        match arrived_ns {
-            COUNTED => self.meter.unchained(io, result),
-            _ => self.meter.completed(io, result, arrived_ns),
+    fn complete(&mut self, io: &Io, result: IoResult, came: Came) -> Result<()> {
+        match came.was_chained() {
+            true => self.meter.unchained(io, result),
+            false => self.meter.completed(io, result, came),
         }
         self.front.complete(self.ring, io, result)
     }
 
     /// Starts the task of a request. Not inlined, as what follows is much longer than all the rest.
     #[inline(never)]
-    fn serve(&mut self, io: Io, arrived_ns: u64) -> Result<()> {
+    fn serve(&mut self, io: Io, came: Came) -> Result<()> {
         let task = (self.task)(io);
         let slot = self.take_slot(io);
-        slot.arrived_ns = arrived_ns;
+        slot.came = came;
         slot.task.set(Some(task));
         self.slots.in_service += 1;
         self.advance(io.slot)
@@ -475,10 +466,10 @@ where
 
     /// Starts the one operation of a request.
     #[inline(always)]
-    fn start_single(&mut self, io: Io, arrived_ns: u64, single: Single, place: Place) -> Result<()> {
+    fn start_single(&mut self, io: Io, came: Came, single: Single, place: Place) -> Result<()> {
         let slot = self.take_slot(io);
         slot.chained = false;
-        slot.arrived_ns = arrived_ns;
+        slot.came = came;
         self.ring.start_single(single, io.op == Op::Write, place).map_err(ring_failed)?;
         self.slots.single += 1;
         self.slots.in_service += 1;
@@ -503,10 +494,10 @@ where
         self.slots.single -= 1;
         self.slots.in_service -= 1;
         let Some(io) = self.give_slot_back(number) else { return Ok(()) };
-        let arrived_ns = self.slots.slots[usize::from(number)].arrived_ns;
+        let came = self.slots.slots[usize::from(number)].came;
         match u64::try_from(result) == Ok(io.len) {
-            true => self.complete(&io, Ok(()), arrived_ns),
-            false => self.serve(io, arrived_ns),
+            true => self.complete(&io, Ok(()), came),
+            false => self.serve(io, came),
         }
     }
 
@@ -545,10 +536,10 @@ where
             && self.ring.slot(number).in_flight() == 0
         {
             slot.result = None;
-            let arrived_ns = slot.arrived_ns;
+            let came = slot.came;
             self.slots.in_service -= 1;
             if let Some(io) = self.give_slot_back(number) {
-                return self.complete(&io, result, arrived_ns);
+                return self.complete(&io, result, came);
             }
         }
         Ok(())

@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use blockhaus::backend::QueueContext;
 use blockhaus::backend::file::{self, Direct};
 use blockhaus::backend::null::Null;
+use blockhaus::backend::{Backend, Queue, QueueContext};
 use blockhaus::error::{Error, Result};
-use blockhaus::io::{Errno, Flags, Io, IoResult, Op};
+use blockhaus::io::{Capabilities, Errno, Flags, Geometry, Io, IoResult, Op};
 use blockhaus::metrics::{QueueMetrics, Stats};
+use blockhaus::payload::Payload;
 use blockhaus::port::remote::Remote;
 use blockhaus::port::ring::{Completion, FixedFile, Ring};
 use blockhaus::queue::{Arrival, Buffers, FrontEnd, Stack};
@@ -63,6 +64,10 @@ impl FrontEnd for Front {
 
     /// Although nothing is hidden: this queue does not fail, and so nobody's memory goes too early.
     fn can_chain(&self, _io: &Io) -> bool {
+        self.chains
+    }
+
+    fn chains(&self) -> bool {
         self.chains
     }
 
@@ -113,6 +118,198 @@ fn what_one_operation_does_not_serve_whole_is_served_again() {
         let expected = [errors[0], (BLOCK, Ok(())), errors[1], (0, Ok(()))];
         assert_eq!(committed, expected, "chains: {chains}");
     }
+}
+
+/// Where a request takes its time on its way through the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slow {
+    /// Its data is copied before the loop has it.
+    Fetching,
+    /// Its data is there only after another command.
+    Preparing,
+    /// The backend answers it at once, which takes a while.
+    Serving,
+}
+
+const WHILE: Duration = Duration::from_millis(30);
+
+/// A disk that may take its time over a request that it answers at once.
+struct Lazy {
+    null: Null,
+    slow: bool,
+}
+
+impl Backend for Lazy {
+    type Queue = Lazy;
+
+    fn geometry(&self) -> Geometry {
+        Backend::geometry(&self.null)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Backend::capabilities(&self.null)
+    }
+
+    fn open_queue(&self, _context: &QueueContext<'_>) -> Result<Lazy> {
+        Ok(Lazy { null: Null::new(1 << 20, 4096, false), slow: self.slow })
+    }
+}
+
+impl Queue for Lazy {
+    fn serve_now(&self, _io: &Io, _payload: &mut Payload<'_>) -> Option<IoResult> {
+        if self.slow {
+            std::thread::sleep(WHILE);
+        }
+        Some(Ok(()))
+    }
+
+    async fn serve(&self, _io: Io, _payload: Payload<'_>) -> IoResult {
+        unreachable!("it answers all at once")
+    }
+}
+
+/// One read, which takes a while somewhere.
+struct Slowly {
+    null: FixedFile,
+    slow: Slow,
+    ended: bool,
+}
+
+impl Slowly {
+    fn command(&self, ring: &Ring, number: u32) -> Result<()> {
+        ring.command(self.null, 0, [0; 16], None, number).map_err(|error| Error::system("null", error))
+    }
+}
+
+impl FrontEnd for Slowly {
+    fn start(&mut self, ring: &Ring) -> Result<()> {
+        self.command(ring, 0)
+    }
+
+    fn arrived(&mut self, ring: &Ring, number: u32, _completion: &Completion) -> Result<Arrival> {
+        let io = Io { op: Op::Read, flags: Flags::empty(), offset: 0, len: BLOCK, slot: 0 };
+        match (number, self.slow) {
+            (0, Slow::Preparing) => {
+                self.command(ring, 1)?;
+                return Ok(Arrival::Coming(0));
+            }
+            (1, _) => return Ok(Arrival::Ready(io)),
+            (2, _) => {
+                self.ended = true;
+                return Ok(Arrival::Nothing);
+            }
+            (_, Slow::Fetching) => std::thread::sleep(WHILE),
+            _ => {}
+        }
+        Ok(Arrival::One(io))
+    }
+
+    fn complete(&mut self, ring: &Ring, _io: &Io, result: IoResult) -> Result<()> {
+        assert_eq!(result, Ok(()));
+        self.command(ring, 2)
+    }
+
+    fn end_turn(&mut self, _ring: &Ring, _full: bool) -> Result<bool> {
+        if self.slow == Slow::Preparing {
+            std::thread::sleep(WHILE);
+        }
+        Ok(false)
+    }
+
+    fn finished(&self) -> bool {
+        self.ended
+    }
+}
+
+#[test]
+fn a_latency_begins_before_anything_is_done_for_a_request() {
+    for slow in [Slow::Fetching, Slow::Preparing, Slow::Serving] {
+        let stack: Arc<dyn Stack> =
+            Arc::new(Lazy { null: Null::new(1 << 20, 4096, false), slow: slow == Slow::Serving });
+        let buffers = Buffers::new(1, BLOCK as u32).unwrap();
+        let ring = Ring::new(1, Remote::new(1).unwrap()).unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let null = ring.register_file(null.as_raw_fd()).unwrap();
+        let context = QueueContext { ring: &ring, index: 0, depth: 1, max_io_size: BLOCK as u32 };
+        let metrics = Arc::new(QueueMetrics::new());
+        let mut front = Slowly { null, slow, ended: false };
+        stack.serve(&context, &buffers, &mut front, &metrics).unwrap();
+        let stats = Stats::of(&[metrics]);
+        let latency = stats.ops[Op::Read as usize].latency.unwrap();
+        // The turn's end is slow as well where it prepares.
+        let turns = if slow == Slow::Preparing { 2 } else { 1 };
+        assert!(u128::from(latency.mean_ns) >= WHILE.as_nanos() * turns, "{slow:?}: {latency:?}");
+        assert_eq!((latency.measured, stats.in_flight()), (1, 0));
+    }
+}
+
+/// As many requests as it has slots, again and again, for as long as somebody looks on.
+struct Loaded<'a> {
+    free: Vec<u16>,
+    seen: &'a AtomicBool,
+}
+
+const DEPTH: u16 = 8;
+
+impl FrontEnd for Loaded<'_> {
+    fn start(&mut self, ring: &Ring) -> Result<()> {
+        ring.remote().notify_front();
+        Ok(())
+    }
+
+    fn arrived(&mut self, _ring: &Ring, number: u32, _completion: &Completion) -> Result<Arrival> {
+        panic!("this front end sends no commands, and {number} came back")
+    }
+
+    fn next(&mut self, _ring: &Ring) -> Result<Option<Io>> {
+        if self.finished() {
+            return Ok(None);
+        }
+        let io = |slot| Io { op: Op::Write, flags: Flags::empty(), offset: 0, len: BLOCK, slot };
+        Ok(self.free.pop().map(io))
+    }
+
+    fn complete(&mut self, _ring: &Ring, io: &Io, _result: IoResult) -> Result<()> {
+        self.free.push(io.slot);
+        Ok(())
+    }
+
+    fn end_turn(&mut self, _ring: &Ring, _full: bool) -> Result<bool> {
+        Ok(!self.finished())
+    }
+
+    fn finished(&self) -> bool {
+        self.seen.load(Ordering::Acquire)
+    }
+}
+
+/// However busy a queue is while it is looked at: what arrives meanwhile is not in flight.
+#[test]
+fn no_more_is_in_flight_than_there_are_slots_nor_measured_than_served() {
+    let stack: Arc<dyn Stack> = Arc::new(Null::new(1 << 20, 4096, false));
+    let (seen, metrics) = (AtomicBool::new(false), Arc::new(QueueMetrics::new()));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let buffers = Buffers::new(DEPTH, BLOCK as u32).unwrap();
+            let ring = Ring::new(DEPTH, Remote::new(DEPTH).unwrap()).unwrap();
+            let context = QueueContext { ring: &ring, index: 0, depth: DEPTH, max_io_size: BLOCK as u32 };
+            let mut front = Loaded { free: (0..DEPTH).collect(), seen: &seen };
+            stack.serve(&context, &buffers, &mut front, &metrics).unwrap();
+        });
+        let (mut looks, mut served, mut wrong) = (0, 0, None);
+        while wrong.is_none() && (looks < 200 || served < 20_000) {
+            let stats = Stats::of(std::slice::from_ref(&metrics));
+            let writes = &stats.ops[Op::Write as usize];
+            let measured = writes.latency.map_or(0, |latency| latency.measured);
+            (looks, served) = (looks + 1, writes.requests);
+            let is_right = stats.in_flight() <= u64::from(DEPTH) && measured <= served;
+            wrong = (!is_right).then(|| (stats.in_flight(), measured, served));
+        }
+        seen.store(true, Ordering::Release);
+        assert_eq!(wrong, None, "in flight of {DEPTH} slots, measured, served");
+    });
+    let writes = &Stats::of(&[metrics]).ops[Op::Write as usize];
+    assert_eq!(writes.latency.map(|latency| latency.measured), Some(writes.requests));
 }
 
 /// Has a request at any moment, until it is told that it is enough.

@@ -164,7 +164,7 @@ fn allocations(layers: &Layers, disk: DiskShape, path: DataPath, wasteful: bool)
                 false => layers.open(&disk_path, Slow::new(disk.size, SECTOR, 1)).expect("the stack opens"),
             };
             let stack = Arc::new(Counted { stack });
-            serve(stack, &options, &stopped, true, &|_| ()).expect("the server serves");
+            serve(stack, &options, &stopped, true, &|_, _| ()).expect("the server serves");
         });
         let mut marks = [0; 2];
         for (mark, answers) in marks.iter_mut().zip([WARM, WARM + COUNT]) {

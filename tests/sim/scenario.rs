@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blockhaus::engine::ublk::{DATA_PATHS, DataPath, Device, Load, Options, Wish};
-use blockhaus::metrics::Stats;
+use blockhaus::metrics::{OpStats, Stats};
 use blockhaus::port::channel::Receiver;
 use blockhaus::port::sim::{Bug, Config, DiskShape, Kernel, Outcome, PowerLoss, Random, World};
 use blockhaus::queue::Stack;
@@ -131,7 +131,8 @@ fn live(world: &World, seed: u64, plan: &Plan) {
         let (disk, slow) = (path.clone(), slow.clone());
         let counted = Arc::new(Mutex::new(None));
         let count = counted.clone();
-        let tell = move |stats| *count.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
+        let tell =
+            move |stats, path| *count.lock().unwrap_or_else(PoisonError::into_inner) = Some((stats, path));
         let server = Server::start(world, move |stopped| {
             serve(layers.open(&disk, slow)?, &options, stopped, force, &tell)
         });
@@ -175,7 +176,9 @@ fn live(world: &World, seed: u64, plan: &Plan) {
                 if server.error().is_none() {
                     workload.model.closed();
                     let counted = counted.lock().unwrap_or_else(PoisonError::into_inner).take();
-                    if let Some(what) = counted.and_then(|stats| miscounted(&stats, workload.delivered)) {
+                    if let Some(what) =
+                        counted.and_then(|(stats, path)| miscounted(&stats, path, workload.delivered))
+                    {
                         world.fail(what);
                     }
                 }
@@ -199,16 +202,23 @@ fn live(world: &World, seed: u64, plan: &Plan) {
 }
 
 /// What is wrong with a server's own count of what it was asked, after everything was answered.
-fn miscounted(stats: &Stats, delivered: u64) -> Option<String> {
-    let sum = |count: fn(&blockhaus::metrics::OpStats) -> u64| stats.ops.iter().map(count).sum::<u64>();
-    let requests = sum(|op| op.requests);
-    let measured = sum(|op| op.latency.map_or(0, |latency| latency.measured));
+fn miscounted(stats: &Stats, path: DataPath, delivered: u64) -> Option<String> {
+    let measured = |op: &OpStats| op.latency.map_or(0, |latency| latency.measured);
+    // Of the requests that went as chains those since the last that was none.
+    let unmeasured = if path.registers() { 31 } else { 0 };
+    let is_measured = |op: &OpStats| (op.requests - measured(op).min(op.requests)) <= unmeasured;
+    for op in stats.queues.iter().flat_map(|queue| &queue.ops) {
+        if measured(op) > op.requests || !is_measured(op) {
+            let (name, requests, measured) = (&op.op, op.requests, measured(op));
+            return Some(format!("by {path}: of {requests} requests to {name} {measured} were measured"));
+        }
+    }
+    let requests = stats.ops.iter().map(|op| op.requests).sum::<u64>();
     // The kernel's own look for partitions may be one more.
     let is_right = (delivered..=delivered + 1).contains(&requests);
-    (!is_right || stats.in_flight() != 0 || measured > requests).then(|| {
-        let in_flight = stats.in_flight();
-        format!("the server counted {requests} requests, {measured} measured, {in_flight} in flight, of {delivered}")
-    })
+    let in_flight = stats.in_flight();
+    let wrong = || format!("the server counted {requests} requests, {in_flight} in flight, of {delivered}");
+    (!is_right || in_flight != 0).then(wrong)
 }
 
 /// Waits for the answers that are still on their way.
@@ -224,13 +234,13 @@ pub fn serve(
     options: &Options,
     stopped: &Receiver<()>,
     force: bool,
-    counted: &dyn Fn(Stats),
+    counted: &dyn Fn(Stats, DataPath),
 ) -> blockhaus::error::Result<()> {
     let device = Device::start(stack, options, &mut |_| Ok(()))?;
     let _ = stopped.recv();
     if force || device.stop(true).is_err() {
         device.stop(false)?;
     }
-    counted(device.stats());
+    counted(device.stats(), device.data_path());
     device.finish()
 }

@@ -332,6 +332,10 @@ impl FrontEnd for Batch<'_> {
         self.seat.hides(io)
     }
 
+    fn chains(&self) -> bool {
+        self.seat.path.registers()
+    }
+
     fn chain(&mut self, ring: &Ring, io: &Io) -> Result<()> {
         self.commit_one(ring, io.slot, io.len as i32)
     }

@@ -83,14 +83,16 @@ impl<'a> PerTag<'a> {
         Ok(Arrival::Nothing)
     }
 
-    /// A request was fetched: makes its data ready, where that is not the driver's work.
+    /// A request was fetched: makes its data ready, where that is not the driver's work and was not asked for
+    /// already.
     #[inline]
     fn fetched(&self, ring: &Ring, tag: u16) -> Result<Arrival> {
         match self.seat.request(ring, tag) {
             Ok(io) if self.seat.path == DataPath::ZeroCopy && matches!(io.op, Op::Read | Op::Write) => {
                 self.buffer_command(ring, io_cmd::REGISTER_IO_BUF, tag, REGISTERED)?;
-                Ok(Arrival::Nothing)
+                Ok(Arrival::Coming(tag))
             }
+            Ok(io) if self.seat.path == DataPath::GetData && io.op == Op::Write => Ok(Arrival::Ready(io)),
             Ok(io) => Ok(Arrival::One(io)),
             Err(errno) => self.refuse(ring, tag, errno),
         }
@@ -109,7 +111,7 @@ impl FrontEnd for PerTag<'_> {
             (FETCHED, res::OK) => self.fetched(ring, tag),
             (FETCHED, res::NEED_GET_DATA) => {
                 self.send(ring, io_cmd::NEED_GET_DATA, tag, 0)?;
-                Ok(Arrival::Nothing)
+                Ok(Arrival::Coming(tag))
             }
             (FETCHED, res::ABORT) => {
                 self.aborted += 1;
@@ -119,7 +121,7 @@ impl FrontEnd for PerTag<'_> {
                 .seat
                 .failed(&format!("the driver refused tag {tag}"), std::io::Error::from_raw_os_error(-error))),
             (REGISTERED, 0..) => match self.seat.request(ring, tag) {
-                Ok(io) => Ok(Arrival::One(io)),
+                Ok(io) => Ok(Arrival::Ready(io)),
                 Err(errno) => self.refuse(ring, tag, errno),
             },
             (REGISTERED, error) => {
@@ -146,9 +148,14 @@ impl FrontEnd for PerTag<'_> {
 
     #[inline]
     fn can_chain(&self, io: &Io) -> bool {
+        self.chains() && self.seat.hides(io)
+    }
+
+    #[inline]
+    fn chains(&self) -> bool {
         // Not by other paths that hide nothing: older kernels have these, too, and Linux 6.12 reads a chained
         // command's entry when its turn comes, by when it can be another's: a commit for a wrong tag.
-        self.seat.path == DataPath::AutoBuf && self.seat.hides(io)
+        self.seat.path == DataPath::AutoBuf
     }
 
     fn finished(&self) -> bool {
