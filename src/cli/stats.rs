@@ -19,7 +19,8 @@ use crate::registry::{Registry, statistics};
 /// A latency begins in the turn of the queue's loop that sees a request and ends when the result is sent off; what
 /// the kernel or the network take before and after is not in it. It is right to 3 %. By data path
 /// auto-buf, requests that come one at a time go as one chain with their completion, whose end the server does
-/// not see: of these every 32nd is measured.
+/// not see: of these every 32nd is measured and stands for the others. Of an export, requests are counted when its
+/// queue takes them up, long ones (more than 256 KiB) as several.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The disk: an id such as 0, a path such as /dev/ublkb0, or the name of an export of `up`.

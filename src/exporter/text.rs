@@ -115,7 +115,7 @@ impl Collector for Disks {
         let mut family = encoder.encode_descriptor(
             "blockhaus_request_latency",
             "From when a server sees a request until it has sent its result off; of requests that go as one chain \
-             with their completion, every 32nd.",
+             with their completion every 32nd, which stands for the others.",
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
