@@ -183,7 +183,7 @@ impl Status {
 
 /// How many disks the living process serves.
 fn disks_of(registry: &Registry, pid: i32) -> usize {
-    let entries = registry.ids().into_values().filter_map(|(_, entry)| entry);
+    let entries = registry.names().into_values().filter_map(|(_, entry)| entry);
     entries.filter(|entry| entry.pid == pid && entry.is_alive()).count()
 }
 
