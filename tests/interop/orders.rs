@@ -168,11 +168,17 @@ fn memory_stays_within_its_budget_whatever_comes() {
     let mut server = Server::start(&["null=null:64G", "disk=ram:16M"]);
     drop(Client::transmitting_with(&server.socket(), Headers::Extended));
     let before = peak_kib(server.pid());
+    let headers_of = |number: usize| [Headers::Simple, Headers::Structured, Headers::Extended][number % 3];
+    // All are let in before any begins: on a busy machine a handshake beside floods may take too long.
+    let clients: Vec<Client> = (0..CONNECTIONS)
+        .map(|number| Client::transmitting_with(&server.socket(), headers_of(number)))
+        .collect();
     let until = Instant::now() + Duration::from_secs(6);
-    let workers: Vec<_> = (0..CONNECTIONS)
-        .map(|number| {
-            let headers = [Headers::Simple, Headers::Structured, Headers::Extended][number % 3];
-            let mut client = Client::transmitting_with(&server.socket(), headers);
+    let workers: Vec<_> = clients
+        .into_iter()
+        .enumerate()
+        .map(|(number, mut client)| {
+            let headers = headers_of(number);
             std::thread::spawn(move || {
                 let flood: Vec<u8> = match number % 6 {
                     // Reads whose replies nobody takes.
