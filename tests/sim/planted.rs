@@ -111,6 +111,5 @@ bugs! {
     a_replay_that_is_left_out in_a_chain(Bug::ReplayLeftOut);
     a_replay_without_order in_a_chain(Bug::ReplayAtOnce);
     a_flush_that_is_taken_for_a_later_one in_a_chain(Bug::FlushCoversLaterChanges);
-    changes_that_overlap_in_a_chain in_a_chain(Bug::OverlappingChanges);
     a_server_that_is_deaf_while_stopping planted(Kind::File, Filters::None, Bug::DeafWhileStopping);
 }

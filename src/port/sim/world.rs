@@ -74,8 +74,6 @@ pub enum Bug {
     ReplayAtOnce,
     /// A flush is taken to cover what was acknowledged after it was sent.
     FlushCoversLaterChanges,
-    /// Changes that overlap are asked for at the same time.
-    OverlappingChanges,
 }
 
 /// How a run failed.
