@@ -94,9 +94,13 @@ fn command(table: &SpecTable) -> clap::Command {
 
 /// Does what this process's arguments say, with the spec types of `table`.
 pub fn run(table: SpecTable) -> ExitCode {
-    // The helper's verb is nobody else's, and in no help text and no completion.
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == crate::registry::isolated::VERB) {
+    // The helpers' verbs are nobody else's, and in no help text and no completion.
+    let verb = std::env::args_os().nth(1);
+    if verb.as_ref().is_some_and(|verb| verb == crate::registry::isolated::VERB) {
         return isolated::run().unwrap_or_else(failed);
+    }
+    if verb.is_some_and(|verb| verb == crate::engine::fuse::helper::VERB) {
+        return isolated::loop_device().unwrap_or_else(failed);
     }
     let (arguments, background) = background::arguments(std::env::args_os().collect());
     let parsed =

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 mod choice;
 mod driver;
+pub mod fuse;
 pub mod load;
 mod name;
 pub mod nbd;

@@ -116,6 +116,21 @@ pub fn openers(path: &Path) -> Vec<Holder> {
     proc::openers(&node, |pid| pid == process::own_pid())
 }
 
+/// Everybody who uses a disk that a server shows as `file`, or by `device`, a loop device on it, where that is another
+/// path; without the processes in `except`. Touches neither.
+pub fn of_file(file: &Path, device: &Path, except: &[i32]) -> Vec<Holder> {
+    let node = BlockDevice { parts: Vec::new(), paths: vec![file.to_owned()] };
+    let mut found: BTreeSet<Holder> =
+        proc::openers(&node, |pid| pid == process::own_pid() || except.contains(&pid)).into_iter().collect();
+    if file != device {
+        found.extend(passive(device, except));
+    }
+    let own = device.file_name().map(|name| name.to_string_lossy().into_owned());
+    let is_own = |holder: &Holder| matches!(holder, Holder::Device { name } if Some(name) == own.as_ref());
+    found.extend(proc::loops(&node).into_iter().filter(|holder| !is_own(holder)));
+    found.into_iter().collect()
+}
+
 /// A disk with its partitions, or one partition.
 #[derive(Debug)]
 struct BlockDevice {

@@ -14,7 +14,7 @@ pub mod stream;
 
 #[cfg(not(feature = "sim"))]
 pub use linux::{channel, command, file, node, socket, system, thread};
-pub use linux::{clock, memory, nbd, netlink, notify, process, remote, signal};
+pub use linux::{clock, fuse, loop_device, memory, nbd, netlink, notify, process, remote, signal};
 #[cfg(feature = "sim")]
 pub use sim::{channel, command, file, node, socket, system, thread};
 

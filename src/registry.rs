@@ -21,8 +21,8 @@ use crate::engine::{DeviceName, Report};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{self, Deadline, Duration};
 use crate::port::file::try_lock;
-use crate::port::process;
 use crate::port::socket::remove_if_there;
+use crate::port::{process, system};
 
 pub mod collect;
 pub mod control;
@@ -36,10 +36,10 @@ pub mod statistics;
 pub mod survey;
 
 /// The variable that names another folder than [`DEFAULT_FOLDER`].
-pub const FOLDER_VARIABLE: &str = "BLOCKHAUS_RUN_DIR";
+pub const FOLDER_VARIABLE: &str = system::RUN_FOLDER_VARIABLE;
 
 /// Where the state is.
-pub const DEFAULT_FOLDER: &str = "/run/blockhaus";
+pub const DEFAULT_FOLDER: &str = system::DEFAULT_RUN_FOLDER;
 
 /// How long the lock may be held by others, who each hold it for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -146,8 +146,7 @@ pub struct Lock {
 impl Registry {
     /// This host's.
     pub fn of_host() -> Registry {
-        let folder = std::env::var_os(FOLDER_VARIABLE).filter(|folder| !folder.is_empty());
-        Registry::at(folder.map_or_else(|| DEFAULT_FOLDER.into(), PathBuf::from))
+        Registry::at(system::run_folder())
     }
 
     /// One in another folder.

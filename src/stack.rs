@@ -36,6 +36,15 @@ pub struct OpenOptions {
     pub again: bool,
 }
 
+/// The same disk for an engine whose clients ask for any bytes: what is smaller than a block is read, changed and
+/// written.
+pub fn in_bytes(stack: Arc<dyn Stack>) -> Result<Arc<dyn Stack>> {
+    match stack.geometry().logical_block_size {
+        1 => Ok(stack),
+        _ => Ok(Arc::new(Blocksize::new(stack.into_backend(), 1)?)),
+    }
+}
+
 /// Opens a backend.
 pub type Open = Box<dyn Fn(&Spec, &OpenOptions) -> Result<Arc<dyn Stack>> + Send + Sync>;
 

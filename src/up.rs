@@ -11,13 +11,14 @@ use crate::config::changes::changes;
 use crate::config::file::{self, At, Config, Device, Disk, Export, Listen, Nbd};
 use crate::config::limits::Limits;
 use crate::engine::ublk::{Load, Wish};
-use crate::engine::{self, Choices, Chosen, DeviceName, Engine, EngineWish, NbdChoices, nbd};
+use crate::engine::{self, Choices, Chosen, DeviceName, DeviceOptions, Engine, EngineWish, NbdChoices, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::Duration;
 use crate::port::system;
+use crate::queue::Stack;
 use crate::server::exports::{self, Address};
 use crate::server::{Change, Engines, Entrance, Job, Key, Offering, Plan, Source};
-use crate::stack::{OpenOptions, SpecTable};
+use crate::stack::{OpenOptions, SpecTable, in_bytes};
 
 mod same_file;
 
@@ -240,8 +241,20 @@ fn open(part: &Part, chosen: Option<Chosen>, table: &SpecTable, mut notes: Vec<S
     };
     let options =
         OpenOptions { read_only: disk.read_only, block_size: disk.block_size, engine_unit, again: false };
-    let stack = table.open_with(&disk.spec, &disk.filters, &options)?;
+    let (stack, engines) = fit(table.open_with(&disk.spec, &disk.filters, &options)?, engines)?;
     Ok(Plan { spec: with_filters(&disk.spec, &disk.filters), stack, engines, notes })
+}
+
+/// What an engine needs of the disk that it is to show: FUSE has clients that ask for any bytes, and makes a block device
+/// with the disk's own blocks.
+pub fn fit(stack: Arc<dyn Stack>, mut engines: Engines) -> Result<(Arc<dyn Stack>, Engines)> {
+    match &mut engines {
+        Engines::Device(DeviceOptions::Fuse(options)) | Engines::Both(DeviceOptions::Fuse(options), _) => {
+            options.block_size = stack.geometry().logical_block_size;
+            Ok((in_bytes(stack)?, engines))
+        }
+        Engines::Device(_) | Engines::Export(_) | Engines::Both(..) => Ok((stack, engines)),
+    }
 }
 
 fn of_device(device: &Device, engine: Engine) -> Result<(Engines, Vec<String>)> {
@@ -255,6 +268,7 @@ fn of_device(device: &Device, engine: Engine) -> Result<(Engines, Vec<String>)> 
         load: load(device)?,
         spin: Duration::from_micros(device.spin_us.into()),
         registered_tags: None,
+        loop_device: true,
         nbd: NbdChoices {
             connections: device.connections,
             timeout: device.timeout_s.map(seconds),

@@ -26,7 +26,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("registry", &["engine", "error", "holders", "metrics", "port"]),
     ("exporter", &["error", "metrics", "port", "registry"]),
     ("server", &["engine", "error", "holders", "metrics", "nbd", "port", "queue", "registry"]),
-    ("up", &["config", "engine", "error", "port", "server", "stack"]),
+    ("up", &["config", "engine", "error", "port", "queue", "server", "stack"]),
     (
         "cli",
         &[

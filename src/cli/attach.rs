@@ -33,17 +33,18 @@ pub(super) struct Arguments {
     #[arg(long = "filter", value_name = "NAME,KEY=VALUE")]
     filters: Vec<String>,
 
-    /// Which of the kernel's drivers shows the disk: ublk (/dev/ublkbN), nbd (/dev/nbdN, slower, and in every
-    /// kernel), or auto, the first of them that this machine has.
+    /// What shows the disk: ublk (/dev/ublkbN), nbd (/dev/nbdN, slower, and in every kernel), fuse (a file, and for root
+    /// a loop device on it; also for ordinary users), or auto, the first of them that this machine has.
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: String,
 
-    /// Ask for this number, N of /dev/ublkbN or /dev/nbdN. Without it the kernel takes the lowest free one.
+    /// Ask for this number, N of /dev/ublkbN or /dev/nbdN, or of the folder fuseN. Without it the lowest free one is
+    /// taken.
     #[arg(long, value_name = "N")]
     id: Option<u32>,
 
-    /// With nbd: connections between the kernel and the server, 1 to 16, each with 128 requests at once. Without
-    /// it, one for each queue.
+    /// With nbd: connections between the kernel and the server, 1 to 16, each with 128 requests at once. With fuse:
+    /// threads that take requests from the kernel. Without it, one for each queue.
     #[arg(long, value_name = "N")]
     connections: Option<u32>,
 
@@ -77,6 +78,10 @@ pub(super) struct Arguments {
     /// Do not look for partitions on the disk.
     #[arg(long)]
     no_partition_scan: bool,
+
+    /// With fuse: leave it at the file, without a loop device on it.
+    #[arg(long)]
+    no_loop_device: bool,
 
     /// How the bytes travel between the kernel and the server: auto, copy, user-copy, get-data,
     /// zero-copy, auto-buf, batch-copy or batch-auto-buf. auto takes what is best for this kernel and this
@@ -185,7 +190,8 @@ fn plan(arguments: &Arguments, table: &SpecTable, again: Option<DeviceName>) -> 
                 .map(|why| format!("nobody starts its server again when it is killed: {why}")),
         );
     }
-    Ok(Plan { spec, stack, engines: Engines::Device(options), notes })
+    let (stack, engines) = up::fit(stack, Engines::Device(options))?;
+    Ok(Plan { spec, stack, engines, notes })
 }
 
 /// Why nobody would start the server of a disk again by himself, where nobody would.
@@ -217,6 +223,7 @@ fn choices(arguments: &Arguments) -> Result<(EngineWish, OpenOptions, Choices)> 
         load: arguments.load.parse()?,
         spin: disk::spin(arguments.spin_us)?,
         registered_tags: arguments.test_registered_tags,
+        loop_device: !arguments.no_loop_device,
         nbd,
     };
     Ok((wish, open, choices))

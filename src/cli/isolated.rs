@@ -1,11 +1,11 @@
-//! The hidden verb of processes that are started by others of ours: the helper, see [`crate::registry::isolated`], and
-//! the keeper, see [`crate::server::keeper`].
+//! The hidden verb of processes that are started by others of ours: the helper, see [`crate::registry::isolated`],
+//! that for loop devices, see [`crate::engine::fuse::helper`], and the keeper, see [`crate::server::keeper`].
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use super::{background, output};
-use crate::engine::DeviceName;
+use crate::engine::{DeviceName, fuse};
 use crate::error::{Error, Result};
 use crate::port::process;
 use crate::registry::Registry;
@@ -48,5 +48,13 @@ fn run_keeper(arguments: &[OsString]) -> Result<ExitCode> {
         return Err(Error::invalid("bad keeper", "the device, the process or its start makes no sense"));
     };
     keep(&Registry::of_host(), name, (pid as i32, start), &mut || background::again(name, server))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes or removes a loop device, which may wait for whoever serves its file. Argument: an order.
+pub(super) fn loop_device() -> Result<ExitCode> {
+    let order = std::env::args().nth(2).unwrap_or_default();
+    // Whoever waited may have gone, as above.
+    let _ = output::json(&fuse::helper::serve(&order));
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use super::output;
 use crate::config::human_size;
 use crate::engine::{QueueThread, Report};
 use crate::error::{Error, Kind, Result};
-use crate::holders::{self, Holder};
+use crate::holders::Holder;
 use crate::port::process;
 use crate::port::thread::Scheduling;
 use crate::registry::survey::{Seen, survey};
@@ -71,7 +71,8 @@ impl Status {
         let pid = seen.pid().filter(|_| seen.entry.as_ref().is_some_and(|entry| entry.is_alive()));
         let process_memory = pid.and_then(process::memory);
         // Nothing here touches the disk itself, whose server may hang.
-        let users = holders::passive(&seen.path(), &pid.into_iter().collect::<Vec<_>>());
+        let except: Vec<i32> = pid.into_iter().collect();
+        let users = devices::users(seen.name, &seen.path(), &except);
         let text = |of: fn(&Report) -> &String| report.map(|report| of(report).clone());
         let mut notes: Vec<String> = report.map(|report| report.notes.clone()).unwrap_or_default();
         notes.extend(seen.why.clone());

@@ -9,8 +9,8 @@ use clap::Args;
 use super::{attach, output, serve};
 use crate::error::{Error, Result};
 use crate::port::notify::Notifier;
-use crate::port::process;
 use crate::port::signal::Signals;
+use crate::port::{process, system};
 use crate::registry::{Registry, servers};
 use crate::sandbox;
 use crate::server::{self, Service, Shown};
@@ -47,6 +47,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments, table: &Arc<SpecTable>) -> Result<ExitCode> {
+    if !arguments.check {
+        system::make_run_folder();
+    }
     // Before anything leaves the folder that a relative name of it begins at.
     let registry = Registry::of_host();
     let path = enter_folder(&arguments.config)?;

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{Engine, nbd, ublk};
+use super::{Engine, fuse, nbd, ublk};
 use crate::error::{Error, Kind, Result};
 
 /// What a person wants.
@@ -45,6 +45,7 @@ pub fn available(engine: Engine) -> Result<()> {
     match engine {
         Engine::Ublk => ublk::control::Control::open()?.features().map(drop),
         Engine::Nbd => nbd::kernel::available(),
+        Engine::Fuse => fuse::availability::check(),
     }
 }
 

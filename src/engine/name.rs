@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::fuse;
+
 /// The engines that show this machine a disk. What else depends on which one it is stands in a `match`
 /// on this, so that a new one is asked everywhere what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -15,17 +17,20 @@ pub enum Engine {
     Ublk,
     /// The kernel's NBD driver: /dev/nbdN.
     Nbd,
+    /// A file in a mount of our own, by FUSE, and a loop device on it where there may be one.
+    Fuse,
 }
 
 impl Engine {
     /// All of them, the one that `auto` tries first at the front.
-    pub const ALL: [Engine; 2] = [Engine::Ublk, Engine::Nbd];
+    pub const ALL: [Engine; 3] = [Engine::Ublk, Engine::Nbd, Engine::Fuse];
 
     /// As a person writes it.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Ublk => "ublk",
             Engine::Nbd => "nbd",
+            Engine::Fuse => "fuse",
         }
     }
 
@@ -34,6 +39,7 @@ impl Engine {
         match self {
             Engine::Ublk => "ublkb",
             Engine::Nbd => "nbd",
+            Engine::Fuse => fuse::place::PREFIX,
         }
     }
 }
@@ -70,9 +76,15 @@ impl DeviceName {
         DeviceName::new(Engine::Nbd, id)
     }
 
-    /// The disk's node.
+    /// N of the folder fuseN.
+    pub const fn fuse(id: u32) -> DeviceName {
+        DeviceName::new(Engine::Fuse, id)
+    }
+
+    /// The disk's node; by FUSE, its file.
     pub fn path(self) -> PathBuf {
         match self.engine {
+            Engine::Fuse => fuse::place::file(&fuse::place::root(), self.id),
             Engine::Ublk | Engine::Nbd => format!("/dev/{self}").into(),
         }
     }
@@ -134,9 +146,14 @@ mod tests {
             ("ublkb0", DeviceName::ublk(0)),
             ("nbd17", DeviceName::nbd(17)),
             ("nbd4294967295", DeviceName::nbd(u32::MAX)),
+            ("fuse2", DeviceName::fuse(2)),
         ] {
             assert_eq!((text.parse(), name.to_string().as_str()), (Ok(name), text));
-            assert_eq!(name.path(), PathBuf::from(format!("/dev/{text}")));
+            let path = match name.engine {
+                Engine::Fuse => fuse::place::root().join(format!("{text}/disk")),
+                _ => PathBuf::from(format!("/dev/{text}")),
+            };
+            assert_eq!(name.path(), path);
         }
         for text in ["", "0", "ublkb", "ublkc0", "nbd", "nbd01", "nbd+1", "nbd-1", "nbd0p1", "nbd4294967296"]
         {

@@ -1,6 +1,6 @@
 //! What a person may choose for a device, and what each engine makes of it.
 
-use super::{DeviceName, Engine, nbd, ublk};
+use super::{DeviceName, Engine, fuse, nbd, ublk};
 use crate::port::clock::Duration;
 
 /// The choices for a device, whatever shows it.
@@ -22,14 +22,16 @@ pub struct Choices {
     pub spin: Duration,
     /// As [`ublk::Options::registered_tags`].
     pub registered_tags: Option<u16>,
+    /// By FUSE: whether a loop device makes a block device of the file.
+    pub loop_device: bool,
     /// What is asked of the NBD driver.
     pub nbd: NbdChoices,
 }
 
-/// Choices that only the kernel's NBD driver has a use for.
+/// Choices that only the kernel's NBD driver has a use for, but for the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NbdChoices {
-    /// Connections between the kernel and the server.
+    /// Connections between the kernel and the server; by FUSE, threads that take requests from the kernel.
     pub connections: Option<u16>,
     /// How long a request may take before its connection counts as dead.
     pub timeout: Option<Duration>,
@@ -44,6 +46,8 @@ pub enum DeviceOptions {
     Ublk(ublk::Options),
     /// /dev/nbdN.
     Nbd(nbd::kernel::Options),
+    /// A file, and a loop device on it.
+    Fuse(fuse::Options),
 }
 
 impl DeviceOptions {
@@ -52,6 +56,7 @@ impl DeviceOptions {
         match self {
             DeviceOptions::Ublk(_) => Engine::Ublk,
             DeviceOptions::Nbd(_) => Engine::Nbd,
+            DeviceOptions::Fuse(_) => Engine::Fuse,
         }
     }
 
@@ -60,6 +65,7 @@ impl DeviceOptions {
         let id = match self {
             DeviceOptions::Ublk(options) => options.id,
             DeviceOptions::Nbd(options) => options.id,
+            DeviceOptions::Fuse(options) => options.id,
         };
         id.map(|id| DeviceName::new(self.engine(), id))
     }
@@ -69,6 +75,7 @@ impl DeviceOptions {
         match self {
             DeviceOptions::Ublk(options) => (options.queues, options.depth),
             DeviceOptions::Nbd(options) => (options.queues, options.depth),
+            DeviceOptions::Fuse(options) => (options.queues, options.depth),
         }
     }
 }
@@ -84,6 +91,7 @@ impl Choices {
         };
         let options = match engine {
             Engine::Ublk => {
+                ask(!self.loop_device, "leaving the loop device out");
                 ask(self.nbd.connections.is_some(), "the number of connections");
                 ask(self.nbd.timeout.is_some(), "the timeout of requests");
                 ask(self.nbd.dead_connection.is_some(), "the time to wait for a server");
@@ -98,7 +106,24 @@ impl Choices {
                     registered_tags: self.registered_tags,
                 })
             }
+            Engine::Fuse => {
+                ask(self.nbd.timeout.is_some(), "the timeout of requests");
+                ask(self.nbd.dead_connection.is_some(), "the time to wait for a server");
+                ask(self.data_path != ublk::Wish::Auto, "a data path");
+                DeviceOptions::Fuse(fuse::Options {
+                    id: self.id,
+                    queues: self.queues,
+                    depth: self.depth,
+                    threads: self.nbd.connections.unwrap_or(self.queues),
+                    loop_device: self.loop_device,
+                    block_size: 0,
+                    partition_scan: self.partition_scan,
+                    scheduling: self.load.scheduling(),
+                    spin: self.spin,
+                })
+            }
             Engine::Nbd => {
+                ask(!self.loop_device, "leaving the loop device out");
                 ask(self.data_path != ublk::Wish::Auto, "a data path");
                 ask(self.load != ublk::Load::Any, "what the load will be");
                 ask(!self.spin.is_zero(), "looking for work before a thread sleeps");
@@ -131,6 +156,7 @@ mod tests {
         load: ublk::Load::Any,
         spin: Duration::ZERO,
         registered_tags: None,
+        loop_device: true,
         nbd: NbdChoices { connections: None, timeout: None, dead_connection: None },
     };
 

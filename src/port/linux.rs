@@ -5,6 +5,8 @@ pub mod channel;
 pub mod clock;
 pub mod command;
 pub mod file;
+pub mod fuse;
+pub mod loop_device;
 pub mod memory;
 pub mod nbd;
 pub mod netlink;

@@ -80,7 +80,8 @@ fn ours(registry: &Registry, seen: &Seen, removed: &mut Vec<Removed>) -> Result<
 
 fn foreigner(name: DeviceName, info: DeviceInfo, removed: &mut Vec<Removed>) -> Result<()> {
     // Nothing tells who serves a device of the NBD driver: whoever connected it may well have ended.
-    if name.engine == Engine::Nbd {
+    // A folder of ours without an entry may be that of a server which is just making it.
+    if matches!(name.engine, Engine::Nbd | Engine::Fuse) {
         return Ok(());
     }
     // A program that is just making a device has not told the driver its process yet, so it must

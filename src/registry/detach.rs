@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::control::{Client, Reply, Request, received_error, why_silent};
 use super::{Entry, Registry, devices, isolated};
-use crate::engine::{DeviceName, Engine};
+use crate::engine::{DeviceName, Engine, fuse};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::process::Other;
@@ -65,6 +65,7 @@ fn unknown(name: DeviceName) -> Error {
                 "detach it with the program that made it; if that is gone, `blockhaus gc --foreign` removes it"
             }
             Engine::Nbd => "detach it with the program that made it, or with `nbd-client -d`",
+            Engine::Fuse => "unmount its folder and remove it",
         };
         return Error::new(Kind::Invalid, what, "it is not one of blockhaus' devices").cure(cure);
     }
@@ -208,6 +209,10 @@ fn kill(
     registry.dismiss_keeper(entry.name)?;
     if let Some(process) = process {
         process.kill().map_err(|error| Error::system(what.as_str(), error))?;
+        if entry.name.engine == Engine::Fuse {
+            // Should it wait for its own disk, it could not end otherwise.
+            fuse::place::cut(&fuse::place::root(), entry.name.id);
+        }
         // One that has ended and only waits for its parent is gone as far as a disk is concerned.
         if !process.gone_by(deadline.at_most(DEATH)) && entry.is_alive() {
             let why = format!("it was told to end and has not{}", why_silent(entry.pid));

@@ -6,8 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Registry;
+use crate::engine::fuse::place;
 use crate::engine::{DeviceName, Engine, nbd};
 use crate::error::{Error, Result};
+use crate::holders::{self, Holder};
 use crate::port::clock::{self, Deadline, Duration};
 
 /// The path of a ublk device's server's side.
@@ -15,12 +17,13 @@ pub fn server_side(id: u32) -> PathBuf {
     format!("/dev/ublkc{id}").into()
 }
 
-/// What differs from one device to the next of the same name: the inode of /dev/ublkcN, or what the
-/// NBD driver was told about who serves /dev/nbdN.
+/// What differs from one device to the next of the same name: the inode of /dev/ublkcN, what the NBD
+/// driver was told about who serves /dev/nbdN, or the inode of the folder fuseN.
 pub fn identity(name: DeviceName) -> Option<u64> {
     match name.engine {
         Engine::Ublk => Some(fs::symlink_metadata(server_side(name.id)).ok()?.ino()),
         Engine::Nbd => nbd::kernel::identity(name.id),
+        Engine::Fuse => place::all(&place::root()).get(&name.id).copied(),
     }
 }
 
@@ -39,6 +42,7 @@ pub fn all() -> BTreeSet<DeviceName> {
     }
     let nbd = numbers("/sys/block", "nbd").into_iter().map(DeviceName::nbd);
     found.extend(nbd.filter(|name| exists(*name)));
+    found.extend(place::all(&place::root()).into_keys().map(DeviceName::fuse));
     found
 }
 
@@ -60,6 +64,7 @@ pub fn exists(name: DeviceName) -> bool {
                 || name.path().exists()
         }
         Engine::Nbd => nbd::kernel::is_connected(name.id),
+        Engine::Fuse => identity(name).is_some(),
     }
 }
 
@@ -67,7 +72,7 @@ pub fn exists(name: DeviceName) -> bool {
 /// and need no further care.
 pub fn stays_with_its_users(name: DeviceName) -> bool {
     match name.engine {
-        Engine::Ublk => false,
+        Engine::Ublk | Engine::Fuse => false,
         Engine::Nbd => true,
     }
 }
@@ -75,6 +80,14 @@ pub fn stays_with_its_users(name: DeviceName) -> bool {
 /// Whether the device is gone by the deadline, its nodes in /dev too where these come and go with it.
 pub fn gone_by(name: DeviceName, deadline: Deadline) -> bool {
     deadline.wait_until(|| !exists(name))
+}
+
+/// Who uses the disk whose path is `device`, without the processes in `except`. Touches nothing whose server may hang.
+pub fn users(name: DeviceName, device: &Path, except: &[i32]) -> Vec<Holder> {
+    match name.engine {
+        Engine::Ublk | Engine::Nbd => holders::passive(device, except),
+        Engine::Fuse => holders::of_file(&name.path(), device, except),
+    }
 }
 
 /// Bytes of the disk, where there is one.
@@ -88,6 +101,10 @@ pub fn size(name: DeviceName) -> Option<u64> {
 /// The device that a text names by itself: `nbd0`, `/dev/ublkb0`, `/dev/ublkc0`, or a link to one.
 pub fn named(text: &str) -> Option<DeviceName> {
     let path = Path::new(text);
+    // Before it is followed, which may ask a server that does not answer.
+    if let Some(id) = place::id_of(&place::root(), path) {
+        return Some(DeviceName::fuse(id));
+    }
     let target = fs::canonicalize(path).ok().filter(|_| path.is_absolute());
     let name = target.as_deref().unwrap_or(path).file_name()?.to_str()?;
     let server_side = name.strip_prefix("ublkc").map(|number| format!("ublkb{number}"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::control::{Client, Reply, Request};
 use super::detach::{ANSWER, DEATH, Detached, FIRST_ANSWER, refused, take_away};
 use super::servers::Server;
-use super::{Entry, Registry};
+use super::{Entry, Registry, devices};
 use crate::error::{Error, Kind, Result};
 use crate::holders::{self, Holder};
 use crate::port::clock::Deadline;
@@ -163,7 +163,7 @@ fn end(
 /// Refuses a device that is part of something. What only has it open may pass by, and is left to
 /// the server, which can wait for it.
 fn is_free(entry: &Entry) -> Result<()> {
-    let users = holders::passive(&entry.device, &[entry.pid]);
+    let users = devices::users(entry.name, &entry.device, &[entry.pid]);
     let lasting: Vec<Holder> = users.into_iter().filter(Holder::is_lasting).collect();
     if lasting.is_empty() {
         return Ok(());

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::control::received_error;
 use super::devices;
 use crate::engine::ublk::control::Control;
-use crate::engine::{DeviceName, Engine, nbd};
+use crate::engine::{DeviceName, Engine, fuse, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::process::{self, Helper};
@@ -111,12 +111,24 @@ pub fn serve(order: Order, names: &[DeviceName], tell: &mut dyn FnMut(&Answer)) 
                 }
             },
             Engine::Nbd => with_nbd(order, name),
+            Engine::Fuse => with_fuse(order, name),
         };
         tell(&result.unwrap_or_else(|error| Answer::Failed {
             name,
             kind: format!("{:?}", error.kind()),
             text: error.to_string(),
         }));
+    }
+}
+
+fn with_fuse(order: Order, name: DeviceName) -> Result<Answer> {
+    match order {
+        Order::Remove => {
+            fuse::place::remove(&fuse::place::root(), name.id)?;
+            Ok(Answer::Removed { name })
+        }
+        // Nobody tells who serves it; who does has an entry.
+        Order::Info => Ok(Answer::Info { name, info: DeviceInfo { pid: 0, queues: 0, depth: 0 } }),
     }
 }
 

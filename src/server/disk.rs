@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::plan::Plan;
 use crate::engine::nbd::kernel::Attached;
 use crate::engine::ublk::Device;
-use crate::engine::{DeviceName, Report, Tell, nbd};
+use crate::engine::{DeviceName, Report, Tell, fuse, nbd};
 use crate::error::Result;
 use crate::holders::{self, Holder};
 use crate::registry::control::DiskStats;
@@ -161,5 +161,54 @@ impl Disk for Attached {
 
     fn finish(self: Box<Self>) -> Result<()> {
         Attached::finish(*self)
+    }
+}
+
+impl Disk for fuse::Device {
+    fn node(&self) -> Option<Node> {
+        Some(Node { name: DeviceName::fuse(self.id()), path: self.path() })
+    }
+
+    fn name(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    /// Looked up without opening either, which would have this process wait for itself.
+    fn users(&self) -> Vec<Holder> {
+        holders::of_file(&self.file(), &self.path(), &[])
+    }
+
+    fn report(&self) -> Option<Report> {
+        Some(self.report())
+    }
+
+    fn export(&self) -> Option<nbd::Report> {
+        None
+    }
+
+    fn stats(&self) -> Vec<DiskStats> {
+        vec![DiskStats {
+            engine: "fuse".into(),
+            name: self.path().display().to_string(),
+            spec: String::new(),
+            data_path: Some(self.report().data_path),
+            stats: self.stats(),
+        }]
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.failure()
+    }
+
+    fn on_end(&self, tell: Tell) {
+        self.on_end(tell);
+    }
+
+    fn stop(&self, only_if_idle: bool) -> Result<()> {
+        self.stop(only_if_idle)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        fuse::Device::finish(*self)
     }
 }

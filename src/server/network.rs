@@ -10,7 +10,7 @@ use super::plan::{Engines, Entrance, Offering, Plan};
 use crate::engine::nbd::kernel::Attached;
 use crate::engine::nbd::{self, Catalogue, Exported, Offer};
 use crate::engine::ublk::Device;
-use crate::engine::{DeviceName, DeviceOptions, Report, Tell};
+use crate::engine::{DeviceName, DeviceOptions, Report, Tell, fuse};
 use crate::error::{Error, Kind, Result};
 use crate::holders::Holder;
 use crate::port::clock::{Deadline, Duration};
@@ -78,6 +78,9 @@ fn device(plan: &Plan, options: &DeviceOptions, added: Added<'_>) -> Result<Box<
     Ok(match options {
         DeviceOptions::Ublk(options) => Box::new(Device::start(plan.stack.clone(), options, &mut added)?),
         DeviceOptions::Nbd(options) => Box::new(Attached::start(plan.stack.clone(), options, &mut added)?),
+        DeviceOptions::Fuse(options) => {
+            Box::new(fuse::Device::start(plan.stack.clone(), options, &mut added)?)
+        }
     })
 }
 

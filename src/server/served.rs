@@ -271,6 +271,12 @@ impl Served {
     fn keep_report(&mut self, around: &Around) -> Result<()> {
         let Some(entry) = &mut self.entry else { return Ok(()) };
         entry.report = self.report.clone();
+        if let Phase::Live(disk) = &self.phase
+            && let Some(node) = disk.node()
+        {
+            // By FUSE it is known only now.
+            entry.device = node.path;
+        }
         let _lock = around.registry.lock()?;
         around.registry.write(entry)
     }

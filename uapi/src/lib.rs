@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`ublk`] | `linux/ublk_cmd.h` as of Linux 7.3-rc, with the `LBMD_PI_*` numbers of `linux/fs.h` that it refers to |
 //! | [`nbd`] | `linux/nbd-netlink.h`, and the ioctls and flags of `linux/nbd.h` |
+//! | [`loop_device`] | `linux/loop.h`, as far as it is spoken here |
 //! | [`ioctl`] | the `_IOR`/`_IOWR` encoding of `asm/ioctl.h`, from which opcodes are computed |
 //!
 //! Three rules hold here:
@@ -17,12 +18,13 @@
 //!   kernel wrote is kept whole even where it knows more bits than we do.
 //!
 //! Methods only pick bits apart or put them together. `tests/header.rs` compiles the newest
-//! packaged header and compares everything here with it, in both directions.
+//! packaged header of ublk and compares everything here with it, in both directions.
 #![no_std]
 
 #[macro_use]
 mod layout;
 
 pub mod ioctl;
+pub mod loop_device;
 pub mod nbd;
 pub mod ublk;

@@ -29,7 +29,7 @@ const INTERRUPTED: u8 = 130;
 /// What can be said after `cargo xtask demo`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// On this machine, whose kernel must have ublk
+    /// On this machine, by NBD or FUSE where its kernel has no ublk
     #[arg(long, conflicts_with_all = ["vm", "kernel"])]
     host: bool,
     /// In a virtual machine, also when this machine could do it

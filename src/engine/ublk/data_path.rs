@@ -157,7 +157,7 @@ pub enum Load {
 impl Load {
     /// Who waits for each request has it served when it comes; of many requests the more are served in a turn, the
     /// longer those who make them are left alone.
-    pub(super) fn scheduling(self) -> Scheduling {
+    pub(in crate::engine) fn scheduling(self) -> Scheduling {
         match self {
             Load::Any => Scheduling::Ordinary,
             Load::Latency => Scheduling::RealTime,

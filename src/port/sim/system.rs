@@ -1,6 +1,8 @@
 //! What the machine is.
 
-pub use crate::port::linux::system::{kernel_release, page_size};
+pub use crate::port::linux::system::{
+    DEFAULT_RUN_FOLDER, RUN_FOLDER_VARIABLE, kernel_release, make_run_folder, page_size, run_folder,
+};
 
 /// As [`crate::port::linux::system::cpu_count`].
 pub fn cpu_count() -> u16 {

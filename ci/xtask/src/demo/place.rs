@@ -34,10 +34,14 @@ impl Place {
         }
         match obstacle(host) {
             None => Ok(Self::Here { why: "on this machine, whose kernel has ublk".to_string() }),
-            Some(why) if host => {
+            Some(Obstacle::NoUblk(why)) if host && (has("/dev/nbd0") || has("/dev/fuse")) => {
+                let engine = if has("/dev/nbd0") { "NBD" } else { "FUSE" };
+                Ok(Self::Here { why: format!("on this machine, by {engine}: {why}") })
+            }
+            Some(Obstacle::NoUblk(why) | Obstacle::Other(why)) if host => {
                 bail!("this machine cannot run the demo: {why}; without --host it runs in a VM")
             }
-            Some(why) => Ok(guest(format!("since {why}"))),
+            Some(Obstacle::NoUblk(why) | Obstacle::Other(why)) => Ok(guest(format!("since {why}"))),
         }
     }
 
@@ -94,11 +98,23 @@ On a machine whose kernel has ublk (Linux 6.12 or later; `modprobe ublk_drv`):
     }
 }
 
+/// Why the demo does not run here by itself.
+enum Obstacle {
+    /// The kernel has no ublk: it would be slower, and is done where somebody asks for it.
+    NoUblk(String),
+    /// It cannot be.
+    Other(String),
+}
+
+fn has(device: &str) -> bool {
+    Path::new(device).exists()
+}
+
 /// What keeps the demo from running here. With `ask`, sudo may ask for a password.
-fn obstacle(ask: bool) -> Option<String> {
+fn obstacle(ask: bool) -> Option<Obstacle> {
     if !run::is_root() {
         if run::find_program("sudo").is_none() {
-            return Some("you are not root and there is no sudo".to_string());
+            return Some(Obstacle::Other("you are not root and there is no sudo".to_string()));
         }
         let mut sudo = run::command("sudo");
         if ask {
@@ -107,19 +123,25 @@ fn obstacle(ask: bool) -> Option<String> {
             sudo.args(["-n", "true"]).stdin(Stdio::null()).stderr(Stdio::null());
         }
         if !sudo.status().is_ok_and(|status| status.success()) {
-            return Some("it takes root here, and sudo asks for a password (--host lets it)".to_string());
+            let why = "it takes root here, and sudo asks for a password (--host lets it)";
+            return Some(Obstacle::Other(why.to_string()));
         }
     }
-    let control = Path::new("/dev/ublk-control");
-    if !control.exists() {
-        // It fails where the kernel has no such module; the file tells.
-        let _ = run::quiet(run::as_root("modprobe").arg("ublk_drv"));
-    }
-    if !control.exists() {
-        return Some("this machine's kernel has no ublk (no ublk_drv)".to_string());
-    }
     let disabled = paths::read(Path::new("/proc/sys/kernel/io_uring_disabled")).unwrap_or_default();
-    (disabled.trim() == "2").then(|| "io_uring is switched off here (kernel.io_uring_disabled)".to_string())
+    if disabled.trim() == "2" {
+        let why = "io_uring is switched off here (kernel.io_uring_disabled)";
+        return Some(Obstacle::Other(why.to_string()));
+    }
+    for (device, module) in [("/dev/ublk-control", "ublk_drv"), ("/dev/nbd0", "nbd"), ("/dev/fuse", "fuse")] {
+        if !has(device) {
+            // It fails where the kernel has no such module; the file tells.
+            let _ = run::quiet(run::as_root("modprobe").arg("-q").arg(module));
+        }
+        if has("/dev/ublk-control") {
+            return None;
+        }
+    }
+    Some(Obstacle::NoUblk("this machine's kernel has no ublk (no ublk_drv)".to_string()))
 }
 
 #[cfg(test)]

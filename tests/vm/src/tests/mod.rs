@@ -16,6 +16,7 @@ mod crash;
 mod enospc;
 mod examples;
 mod features;
+mod fuse;
 mod life;
 mod memory;
 mod nbd;
@@ -60,7 +61,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 19] = [
+const AREAS: [&[Entry]; 20] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -80,6 +81,7 @@ const AREAS: [&[Entry]; 19] = [
     statistics::TESTS,
     bench::TESTS,
     nbd::TESTS,
+    fuse::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
