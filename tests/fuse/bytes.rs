@@ -181,3 +181,23 @@ fn errors_come_up_as_they_are() {
     drop(file);
     world.detach(&disk);
 }
+
+/// Longer than one request of the stack asks for, and across pieces of it.
+#[test]
+fn a_long_range_is_zeroed_to_its_last_byte() {
+    let Some(world) = World::new() else { return };
+    let disk = world.attach(&["ram:1G", "--no-loop-device"]);
+    let file = open(&disk.file);
+    let (start, len) = ((5 << 20) + 3, (700 << 20) + 5);
+    let marks = [start - 1, start + len];
+    for at in [start, start + (256 << 20), start + (512 << 20) - 1, start + len - 1].iter().chain(&marks) {
+        file.write_all_at(&[9], *at as u64).unwrap();
+    }
+    fallocate(&file, PUNCH, start, len).unwrap();
+    let mut bytes = vec![1; len + 2];
+    file.read_exact_at(&mut bytes, start as u64 - 1).unwrap();
+    assert_eq!((bytes[0], bytes[len + 1]), (9, 9));
+    assert!(bytes[1..=len].iter().all(|&byte| byte == 0));
+    drop(file);
+    world.detach(&disk);
+}

@@ -205,3 +205,27 @@ fn a_file_that_somebody_else_unmounts_ends_its_server() {
     world.ok(&["gc"]);
     world.is_empty();
 }
+
+/// `up` serves files as it serves devices, and beside exports on the same disk.
+#[test]
+fn up_has_disks_by_fuse() {
+    let Some(world) = World::new() else { return };
+    let config = world.home.path().join("disks.toml");
+    let text = "[[device]]\nspec = \"ram:8M\"\nengine = \"fuse\"\nexport = \"both\"\n\n[[device]]\nspec = \"ram:4M\"\n\
+                engine = \"fuse\"\nid = 5\n\n[nbd]\nlisten = [\"unix:s\"]\n";
+    fs::write(&config, text).unwrap();
+    let mut up =
+        world.command(&["up", "disks.toml"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(up.stdout.take().unwrap()));
+    let first = lines.next().unwrap().unwrap();
+    assert!(first.starts_with("/dev/loop"), "{first}");
+    fs::write(&first, b"from the loop device").unwrap();
+    let file = fs::read(world.folder().join("fuse0/disk")).unwrap();
+    assert_eq!((file.len(), &file[..20]), (8 << 20, &b"from the loop device"[..]));
+    assert_eq!(fs::metadata(world.folder().join("fuse5/disk")).unwrap().len(), 4 << 20);
+    let list = world.ok(&["list"]);
+    assert!(list.contains("both") && list.matches("live").count() >= 3, "{list}");
+    world.ok(&["down", "disks.toml"]);
+    assert!(up.wait().unwrap().success());
+    world.is_empty();
+}

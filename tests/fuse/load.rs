@@ -117,3 +117,20 @@ fn file_system(kind: &str, options: &[&str], check: &[&str]) {
     tool("umount", &[at.to_str().unwrap()]);
     world.detach(&disk);
 }
+
+/// Requests that take a tenth of a second each are on their way together, by the loop device and by the file.
+#[test]
+fn as_many_requests_are_under_way_as_were_sent() {
+    let Some(world) = World::new() else { return };
+    let disk = world.attach(&["ram:8M", "--depth", "64", "--filter", "fault,op=read,delay_ms=100"]);
+    for path in [&disk.path, &disk.file] {
+        let began = std::time::Instant::now();
+        let filename = format!("--filename={}", path.display());
+        let load =
+            ["--name=read", "--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=64"];
+        tool("fio", &[&load[..], &["--number_ios=256", "--size=8M", &filename]].concat());
+        // 25 s one at a time; 0.4 s and what fio takes to start with 64 at a time.
+        assert!(began.elapsed() < std::time::Duration::from_secs(8), "{:?}", began.elapsed());
+    }
+    world.detach(&disk);
+}

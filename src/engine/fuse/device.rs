@@ -280,7 +280,13 @@ impl Device {
         let file = self.file();
         let (path, why) = match (options.loop_device, availability::has_loop_devices()) {
             (true, true) => {
-                let made = helper::add(&file, &self.wish, Deadline::after(LOOP_PATIENCE))?;
+                let made =
+                    helper::add(&file, &self.wish, Deadline::after(LOOP_PATIENCE)).inspect_err(|_| {
+                        // One that came too late would keep the file for ever.
+                        for number in loop_device::devices_of(&file) {
+                            let _ = helper::remove(number, &file, false, Deadline::after(LOOP_END));
+                        }
+                    })?;
                 *self.loop_device() = Some(made);
                 if !made.direct {
                     let note =

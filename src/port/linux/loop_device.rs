@@ -101,8 +101,9 @@ pub fn configure(file: &Path, wish: &Wish) -> io::Result<Made> {
         let result = unsafe { libc::ioctl(device.as_raw_fd(), cmd::CONFIGURE as _, &config) };
         match io::Error::last_os_error() {
             _ if result == 0 => {
-                let direct = status(&device)?.flags.contains(Flags::DIRECT_IO);
-                return Ok(Made { number, direct });
+                // From there, since the device's own answer asks who serves the file.
+                let direct = fs::read_to_string(format!("/sys/block/loop{number}/loop/dio"));
+                return Ok(Made { number, direct: direct.is_ok_and(|text| text.trim() == "1") });
             }
             error if error.raw_os_error() == Some(libc::EBUSY) && wish.number.is_none() => {}
             error => return Err(error),
