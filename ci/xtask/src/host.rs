@@ -59,6 +59,16 @@ pub const TO_INTEROPERATE: &[Need] = &[
     Need::new("/usr/lib/python3/dist-packages/prometheus_client/__init__.py", "python3-prometheus-client"),
 ];
 
+/// What the tests of the FUSE engine put on its disks, and what mounts for an ordinary user.
+pub const TO_MOUNT: &[Need] = &[
+    Need::new("fusermount3", "fuse3"),
+    Need::new("fio", "fio"),
+    Need::new("mkfs.ext4", "e2fsprogs"),
+    Need::new("mkfs.xfs", "xfsprogs"),
+    Need::new("mkfs.btrfs", "btrfs-progs"),
+    Need::new("blkdiscard", "util-linux"),
+];
+
 /// The packages of `needs` that are missing, each once.
 fn missing(needs: &[Need]) -> Vec<&'static str> {
     let mut packages: Vec<_> =

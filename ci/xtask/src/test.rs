@@ -69,6 +69,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     host::ensure(host::TO_COMPILE)?;
     if plan.host.contains(&"host") {
         host::ensure(host::TO_INTEROPERATE)?;
+        host::ensure(host::TO_MOUNT)?;
     }
     let preparation = Preparation::start(plan.host.contains(&"host"), plan.kernels.clone(), args.refresh);
     let mut results = Vec::new();
