@@ -37,14 +37,19 @@ pub const KEYS: &[Key] = &[
         DEVICE,
         "engine",
         "\"ENGINE\"",
-        "What shows the disk: ublk (/dev/ublkbN), nbd (/dev/nbdN) or auto, the first that this machine has (auto).",
+        "What shows the disk: ublk (/dev/ublkbN), nbd (/dev/nbdN), fuse (a file, and /dev/loopN on it) or auto, the first that this machine has (auto).",
     ),
-    key(DEVICE, "id", "N", "N of /dev/ublkbN or /dev/nbdN. Without it the kernel takes the lowest free one."),
+    key(
+        DEVICE,
+        "id",
+        "N",
+        "N of /dev/ublkbN or /dev/nbdN, or of the folder fuseN. Without it the lowest free one is taken.",
+    ),
     key(
         DEVICE,
         "connections",
         "N",
-        "With nbd: connections between the kernel and the server, 1 to 16 (one a queue).",
+        "With nbd: connections between the kernel and the server, 1 to 16; with fuse: threads that take requests (one a queue).",
     ),
     key(
         DEVICE,
