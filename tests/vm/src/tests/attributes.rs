@@ -92,7 +92,7 @@ fn no_partition_scan() -> Outcome {
 }
 
 /// The flags PR_SET_IO_FLUSHER gives a thread on this kernel, found by trying.
-fn io_flusher_flags() -> Outcome<u64> {
+pub(super) fn io_flusher_flags() -> Outcome<u64> {
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     std::thread::spawn(|| {
         // SAFETY: gettid takes nothing and cannot fail.

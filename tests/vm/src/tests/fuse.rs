@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Entry, Where, entry};
+use super::{Entry, Where, attributes, entry};
 use crate::blockhaus::{Attached, Blockhaus, run_dir};
 use crate::outcome::{Context, Outcome};
 use crate::run::{Cmd, Ran, signal, wait_until};
@@ -74,9 +74,25 @@ fn succeeds(args: &[&str]) -> Outcome<Ran> {
 fn cell(spec: &str, threads: &str, depth: u16) -> Outcome {
     let disk =
         Disk::attach(&[spec, "--connections", threads, "--depth", &depth.to_string(), "--queues", "1"])?;
+    flushers(&disk)?;
     super::on_device(&disk.info.device, depth, false)?;
     Cmd::new("blkdiscard").args(["-f", &disk.info.device]).timeout(60).ok()?;
     disk.detach()
+}
+
+/// Every thread that has a part in a write never waits for one: the queue's, and those that take requests.
+fn flushers(disk: &Disk) -> Outcome {
+    let wanted = attributes::io_flusher_flags()?;
+    let (pid, mut takers) = (disk.info.pid, 0);
+    for tid in procfs::threads(pid) {
+        let Some(stat) = procfs::stat(&format!("/proc/{pid}/task/{tid}/stat")) else { continue };
+        if stat.comm.starts_with("fuse") {
+            takers += usize::from(stat.comm.starts_with("fuser-"));
+            ensure!(stat.flags & wanted == wanted, "{} has flags {:#x}", stat.comm, stat.flags);
+        }
+    }
+    ensure!(takers > 0, "no thread takes requests");
+    Ok(())
 }
 
 /// A server that is killed leaves a disk that fails, and `gc` removes it.
