@@ -102,7 +102,10 @@ impl<B: Backend> Backend for Blocksize<B> {
 
     fn notes(&self) -> Vec<String> {
         let below = self.below.geometry();
-        let mut own = format!("blocksize: blocks of {} bytes", self.unit);
+        let mut own = match self.unit {
+            1 => "blocksize: any bytes".to_owned(),
+            unit => format!("blocksize: blocks of {unit} bytes"),
+        };
         if self.finer() {
             own += &format!(
                 " on a disk of blocks of {}: what is smaller is read, changed and written",

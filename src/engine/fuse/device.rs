@@ -176,18 +176,28 @@ impl Device {
     pub fn stop(&self, only_if_idle: bool) -> Result<()> {
         let mut loop_device = self.loop_device();
         let had = *loop_device;
+        let mut removed = Ok(());
         if let Some(made) = had {
-            helper::remove(made.number, &self.file(), only_if_idle, Deadline::after(LOOP_END))?;
+            let remove =
+                |patience| helper::remove(made.number, &self.file(), only_if_idle, Deadline::after(patience));
+            match remove(LOOP_END) {
+                Err(_) if !only_if_idle => {
+                    // Whatever it waits for, it waits for us: nobody does any more after this.
+                    fuse::cut(&self.folder);
+                    removed = remove(LET_GO);
+                }
+                result => result?,
+            }
             *loop_device = None;
         }
         self.ending.store(true, Ordering::Release);
         let error = match self.unmount(had.is_some()) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return removed,
             Err(error) => error,
         };
         if !only_if_idle {
             let forced = fuse::force_unmount(&self.folder);
-            return forced.map_err(|error| Error::system(self.cannot("stop"), error));
+            return forced.map_err(|error| Error::system(self.cannot("stop"), error)).and(removed);
         }
         self.ending.store(false, Ordering::Release);
         if let Some(made) = had {
