@@ -18,6 +18,7 @@ fn verify(path: &Path, depth: u32, jobs: u32, direct: bool, block: &str) {
             "--ioengine=libaio",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--end_fsync=1",
             "--group_reporting",
