@@ -429,6 +429,9 @@ fn kill9_detach() -> Outcome {
     let file = home::path("nbd-stuck.img");
     let device = tool.attach_nbd(&[&format!("file:{file},size=64M"), "--timeout", "2"])?;
     let server = device.info.pid;
+    let kept = wait_until(Duration::from_secs(5), || device.status().is_ok_and(|it| it.keeper.is_some()));
+    ensure!(kept, "there is no keeper");
+    let keeper = device.status()?.keeper.context("there is no keeper")?;
     // Without its file no server can be started, and none may make an empty one.
     std::fs::rename(&file, format!("{file}.away")).context("rename")?;
     ensure!(signal(server as i32, libc::SIGKILL), "there is no process {server}");
@@ -440,13 +443,13 @@ fn kill9_detach() -> Outcome {
     ensure!(!refused.status.success(), "detach takes it away without being forced");
     ensure!(refused.stderr.contains("--force"), "detach gives no cure: {}", refused.stderr.trim());
     ensure!(!Path::new(&file).exists(), "an empty file was made in the place of the disk's");
-    let keeper = device.status()?.keeper.context("there is no keeper")?;
     let ran = tool.answer(&["detach", device.name(), "--force"])?;
     if !ran.status.success() {
         return Err(ran.fail("failed"));
     }
     device.assert_gone("detach --force")?;
-    ensure!(!procfs::alive(keeper), "the keeper still runs");
+    let gone = wait_until(Duration::from_secs(2), || !procfs::alive(keeper));
+    ensure!(gone, "the keeper still runs");
     drop(device.forget());
     ensure!(!Path::new(&file).exists(), "an empty file was made in the place of the disk's");
     std::fs::rename(format!("{file}.away"), &file).context("rename")?;
