@@ -17,7 +17,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("port", &["io", "payload", "random"]),
     ("holders", &["port"]),
     ("sandbox", &["port"]),
-    ("backend", &["error", "holders", "io", "nbd", "payload", "port"]),
+    ("backend", &["error", "holders", "io", "nbd", "payload", "port", "tls"]),
     ("filter", &["backend", "error", "io", "payload", "port", "random"]),
     ("queue", &["backend", "error", "io", "metrics", "payload", "port"]),
     ("tls", &["error", "port"]),

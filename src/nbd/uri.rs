@@ -28,7 +28,7 @@ pub enum Place {
     Unix(PathBuf),
 }
 
-/// What an address says about TLS. Nothing of it is looked at but that it is there.
+/// What an address says about TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TlsWishes {
     /// `tls-type`: how the two sides show who they are: `anon`, `x509` or `psk`.

@@ -114,8 +114,10 @@ fn nbd_type() -> SpecType {
 fn nbds_type() -> SpecType {
     SpecType {
         name: "nbds",
-        about: "The same by TLS, which must be; on a socket of this machine nbds+unix:///[EXPORT]?socket=PATH. Not in \
-                this version yet.",
+        about: "The same by TLS, which must be; on a socket of this machine nbds+unix:///[EXPORT]?socket=PATH. In the \
+                URI: tls-certificates=FOLDER with ca-cert.pem, and client-cert.pem and client-key.pem where the server \
+                asks for them (without it the CAs of this machine count); tls-hostname=NAME where the certificate has \
+                another name than HOST.",
         ..nbd_type()
     }
 }

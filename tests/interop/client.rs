@@ -3,6 +3,7 @@
 mod foreign;
 mod hostile;
 mod lost;
+mod secure;
 mod verified;
 
 use std::fs::File;

@@ -14,6 +14,7 @@ use crate::port::clock::{Deadline, Duration};
 use crate::port::outgoing;
 use crate::port::socket::poll;
 use crate::port::stream::Socket;
+use crate::tls::{self, ClientConfig};
 
 /// How long connecting and the handshake may take, in all.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -165,12 +166,39 @@ impl Connector {
 }
 
 /// Puts TLS on a connection whose server has agreed to it. This is the one place where that happens: what comes back
-/// carries the protocol in the clear, and what goes over the wire is encrypted.
+/// carries the protocol in the clear, and what goes over the wire is encrypted. The certificates are read for each
+/// connection, so that a new one is taken when the server is connected to again.
 fn encrypt(socket: Socket, address: &Address) -> Result<Socket> {
-    drop(socket);
-    let why = "connections that are encrypted cannot be made by this version yet";
-    Err(Error::new(Kind::Unsupported, format!("cannot connect to {address}"), why)
-        .cure("write nbd instead of nbds, over a Unix socket or a network that you trust"))
+    let what = || format!("cannot connect to {address}");
+    let wishes = address.tls.clone().unwrap_or_default();
+    let unsupported = |why: &str, cure: &str| Err(Error::new(Kind::Unsupported, what(), why).cure(cure));
+    if wishes.psk_file.is_some() || wishes.kind.as_deref().is_some_and(|kind| kind != "x509") {
+        let why = "TLS is by certificates only (X.509), neither with pre-shared keys nor without any";
+        return unsupported(
+            why,
+            "give tls-certificates=FOLDER with the ca-cert.pem of who has signed the server's",
+        );
+    }
+    if wishes.verify_peer == Some(false) {
+        let why = "who does not look at the server's certificate may as well talk to anybody";
+        return unsupported(
+            why,
+            "leave out tls-verify-peer, and give tls-certificates=FOLDER with a ca-cert.pem",
+        );
+    }
+    let name = match (&wishes.hostname, &address.place) {
+        (Some(name), _) => name,
+        (None, Place::Tcp { host, .. }) => host,
+        (None, Place::Unix(_)) => {
+            return Err(Error::invalid(
+                what(),
+                "a socket of this machine does not say whom its server claims to be",
+            )
+            .cure("give tls-hostname=NAME, a name that the server's certificate has"));
+        }
+    };
+    let config = ClientConfig::read(wishes.certificates.as_deref())?;
+    tls::client(socket, &config, name)
 }
 
 fn step(handshake: &mut Handshake, received: &mut Vec<u8>) -> Result<Progress, Failed> {
