@@ -329,10 +329,11 @@ fn who_only_knocks_does_not_keep_out_who_comes_in() {
 fn who_does_not_listen_under_tls_holds_up_nobody_and_gets_all_in_the_end() {
     let mut server = served(&["--tls", "required"]);
     let mut deaf = transmitting(&server);
-    let reads: Vec<u8> = (0..200).flat_map(|n| request(READ, n, 0, 256 << 10)).collect();
+    // Much more than sockets and the carrier hold, and not all slots of the queue: who has those is cut off at some time.
+    let reads: Vec<u8> = (0..100).flat_map(|n| request(READ, n, 0, 256 << 10)).collect();
     deaf.send(&reads);
     others_are_served(&mut server);
-    let mut cookies: Vec<u64> = (0..200)
+    let mut cookies: Vec<u64> = (0..100)
         .map(|_| {
             let (cookie, error) = deaf.reply();
             assert_eq!(error, 0);
@@ -341,7 +342,7 @@ fn who_does_not_listen_under_tls_holds_up_nobody_and_gets_all_in_the_end() {
         })
         .collect();
     cookies.sort_unstable();
-    assert!(cookies.into_iter().eq(0..200));
+    assert!(cookies.into_iter().eq(0..100));
     // So it does when the server ends.
     deaf.send(&reads);
     deaf.receive(100);
