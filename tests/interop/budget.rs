@@ -66,7 +66,7 @@ fn connections(server: &Server, count: usize) -> Vec<UnixStream> {
 /// As many in transmission as come in; whoever is there from the round before goes meanwhile.
 fn come_in(mut one: impl FnMut() -> Option<Client>) -> Vec<Client> {
     // Those of the round before are cut off when they neither listen nor go on.
-    let until = Instant::now() + Duration::from_secs(90);
+    let until = Instant::now() + Duration::from_secs(240);
     let mut inside = Vec::new();
     while inside.len() < CONNECTIONS - 2 {
         assert!(Instant::now() < until, "only {} came in", inside.len());
