@@ -2,14 +2,14 @@
 //! for who may not use them. Where this process is root a loop device is put on the file, and the disk is a block
 //! device like any other.
 //!
-//! Threads of the session (`port/linux/fuse.rs`) take requests from the kernel and leave them at a [line](line), one
+//! Threads of the session (`port/linux/fuse.rs`) take requests from the kernel and leave them at a line (`fuse/line.rs`), one
 //! for each queue; the queue's thread serves them as the other engines' do and sends the replies itself. There are
 //! as many requests on their way as the queue has slots. A session's thread that finds none free waits, and so
 //! does the kernel: that is all the back-pressure there is.
 //!
 //! **This process never opens the file, nor the loop device on it.** The kernel reads partitions when a loop device is
 //! made, and writes back what is dirty when one is closed; both wait for this process. If it were killed while one of
-//! its own threads waited there, it could not end, and nobody would be told. So a [helper](helper) process does that.
+//! its own threads waited there, it could not end, and nobody would be told. So a helper process does that (`fuse/helper.rs`).
 
 pub mod availability;
 mod device;

@@ -25,7 +25,7 @@ pub fn identity(id: u32) -> Option<u64> {
     told.or_else(|| attribute(id, "pid")?.parse().ok())
 }
 
-/// Whether a number is one of [`identifier`]'s.
+/// Whether a number is one of `identifier`'s.
 pub fn is_ours(identity: u64) -> bool {
     identity & OURS != 0
 }
