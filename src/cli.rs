@@ -32,6 +32,7 @@ mod completions;
 mod detach;
 mod disk;
 mod down;
+mod entrance;
 mod exports;
 mod features;
 mod gc;

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 
 pub mod changes;
+pub mod entrance;
 pub mod file;
 mod keys;
 pub mod limits;

@@ -30,4 +30,5 @@ pub mod registry;
 pub mod sandbox;
 pub mod server;
 pub mod stack;
+pub mod tls;
 pub mod up;

@@ -114,6 +114,12 @@ pub enum Broken {
     /// A request's payload is so long that not even skipping it makes sense.
     #[error("a request carries {0} bytes")]
     PayloadLength(u64),
+    /// EXPORT_NAME before STARTTLS, where there is nothing without TLS.
+    #[error("the client names an export without TLS, which this server requires")]
+    TlsRequired,
+    /// Bytes that somebody put behind STARTTLS without waiting for its acknowledgement.
+    #[error("there are bytes behind STARTTLS that are not encrypted")]
+    BehindStartTls,
     /// More options than any client has a use for.
     #[error("the handshake has too many options")]
     TooManyOptions,

@@ -14,7 +14,7 @@ pub mod stream;
 
 #[cfg(not(feature = "sim"))]
 pub use linux::{channel, command, file, node, socket, system, thread};
-pub use linux::{clock, memory, notify, pages, process, remote, signal};
+pub use linux::{clock, inherited, memory, notify, pages, process, remote, signal};
 #[cfg(feature = "sim")]
 pub use sim::{channel, command, file, node, socket, system, thread};
 

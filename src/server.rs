@@ -22,6 +22,7 @@ use crate::registry::control::Reply;
 
 mod clients;
 mod disk;
+pub mod entrance;
 pub mod exports;
 mod network;
 mod plan;
@@ -30,7 +31,8 @@ mod reloading;
 mod served;
 mod stopping;
 
-pub use plan::{Change, Engines, Entrance, Job, Key, Offering, Plan, Ready, Service, Shown, Source};
+pub use entrance::Entrance;
+pub use plan::{Change, Engines, Job, Key, Offering, Plan, Ready, Service, Shown, Source};
 
 use clients::Question;
 use network::Network;
@@ -82,14 +84,17 @@ pub fn run_all(
     let _guard = thread::AbortOnPanic;
     registry.create()?;
     let presence = service.config.as_ref().map(|config| Presence::new(&registry, config)).transpose()?;
-    let network = service.entrance.as_ref().map(Network::listen).transpose()?;
+    let mut service = service;
+    let network = service.entrance.take().map(Network::listen).transpose()?;
     let make = network::maker(network.as_ref());
     let mut server = Server::new(service, registry, signals, make)?;
     (server.presence, server.network) = (presence, network);
     while !server.turn(ready)? {}
     server.notifier.stopping();
     // Nobody listens any more when somebody hears that it is over.
-    server.network = None;
+    if let Some(network) = server.network.take() {
+        network.close();
+    }
     // Who wanted it gone before it was there has got what they wanted.
     let result = server.error.take().map_or(Ok(()), Err);
     if let Some(presence) = server.presence.take() {
@@ -163,6 +168,9 @@ impl Server {
         let _ = self.woken.read(&mut [0; 64]);
         while let Ok(event) = self.events.try_recv() {
             self.happened(event);
+        }
+        if let Some(network) = &mut self.network {
+            network.look();
         }
         // Before anybody can change it again: who waits for the disks hears of each of them.
         self.hand_over(ready);

@@ -8,16 +8,19 @@ use std::sync::Arc;
 
 use crate::config::Spec;
 use crate::config::changes::changes;
-use crate::config::file::{self, At, Config, Device, Disk, Export, Listen, Nbd};
+use crate::config::entrance::{Listen, Nbd, Tls, Vsock};
+use crate::config::file::{self, At, Config, Device, Disk, Export};
 use crate::config::limits::Limits;
-use crate::engine::nbd;
+use crate::engine::nbd::{self, Encryption};
 use crate::engine::ublk::{Load, Options, Wish};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::Duration;
+use crate::port::inherited::Inherited;
 use crate::port::system;
-use crate::server::exports::{self, Address};
-use crate::server::{Change, Engines, Entrance, Job, Key, Offering, Plan, Source};
+use crate::server::entrance::{self, Address, Entrance};
+use crate::server::{Change, Engines, Job, Key, Offering, Plan, Source};
 use crate::stack::{OpenOptions, SpecTable};
+use crate::tls::ServerConfig;
 
 mod same_file;
 
@@ -77,30 +80,55 @@ fn in_line(name: &str, line: usize, error: &Error) -> Error {
     Error::new(error.kind(), format!("{name}, line {line}"), error.to_string())
 }
 
-/// Where the clients of the file's exports come to. An address that other machines can reach is
-/// refused unless the file insists.
-pub fn entrance(path: &Path, config: &Config) -> Result<Option<Entrance>> {
+/// Where the clients of the file's exports come to, and how; reads certificates. An address that other machines can
+/// reach is refused unless the file insists, or requires TLS. `inherited` is what a service manager has passed on.
+pub fn entrance(path: &Path, config: &Config, inherited: Vec<Inherited>) -> Result<Option<Entrance>> {
     let name = path.display().to_string();
+    let nbd = &config.nbd;
+    let encryption = encryption(&name, nbd)?;
+    let insecure = nbd.insecure_listen || nbd.tls == Tls::Required;
     let address = |listen: &At<Listen>| {
         let address = match &listen.part {
             // Absolute, since that is what the URI needs.
             Listen::Unix(path) => std::path::absolute(path).map(Address::Unix),
-            Listen::Tcp { host, port } => exports::resolve(host, *port).map(Address::Tcp),
+            Listen::Tcp { host, port } => entrance::resolve(host, *port).map(Address::Tcp),
+            Listen::Vsock(Vsock { context, port }) => Ok(Address::Vsock { context: *context, port: *port }),
+            Listen::Inherited(name) => Ok(Address::Inherited(name.clone())),
         };
         let at_line = |error: &Error| in_line(&name, listen.line, error);
         let address =
             address.map_err(|error| at_line(&Error::system("cannot find where to listen", error)))?;
-        if !config.nbd.insecure_listen && address.is_reachable() {
-            return Err(at_line(&exports::refused(
-                &address,
-                "say insecure-listen = true under [nbd] if you mean it",
-            )));
+        if !insecure && address.is_reachable() {
+            let insist =
+                "require TLS (tls = \"required\"), or say insecure-listen = true under [nbd] if you mean it";
+            return Err(at_line(&entrance::refused(&address, insist)));
         }
         Ok(address)
     };
-    let addresses = config.nbd.listen.iter().map(address).collect::<Result<Vec<_>>>()?;
-    let max_connections = config.nbd.max_connections;
-    Ok((!addresses.is_empty()).then_some(Entrance { addresses, max_connections }))
+    let addresses = nbd.listen.iter().map(address).collect::<Result<Vec<_>>>()?;
+    if addresses.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Entrance {
+        addresses,
+        insecure,
+        unix_mode: nbd.unix_mode,
+        inherited,
+        at_standard: None,
+        encryption,
+        max_connections: nbd.max_connections,
+    }))
+}
+
+fn encryption(name: &str, nbd: &Nbd) -> Result<Encryption> {
+    let Some(folder) = &nbd.tls_certificates else { return Ok(Encryption::Off) };
+    let config = ServerConfig::read(&folder.part, nbd.tls_verify_peer)
+        .map_err(|error| in_line(name, folder.line, &error))?;
+    Ok(match nbd.tls {
+        Tls::Off => Encryption::Off,
+        Tls::On => Encryption::Offered(config),
+        Tls::Required => Encryption::Required(config),
+    })
 }
 
 /// What the file wants, and what was made of it so far.
@@ -114,6 +142,8 @@ pub struct Wanted {
     known: BTreeMap<Key, Part>,
     /// What stood under `[nbd]` at the start.
     nbd: Option<Nbd>,
+    /// What was made of it.
+    encryption: Encryption,
     next: Key,
 }
 
@@ -156,7 +186,8 @@ fn parts(config: &Config) -> Vec<At<Part>> {
 /// What cannot change while it is up, wherever in the file it stands.
 fn without_lines(nbd: &Nbd) -> Nbd {
     let listen = nbd.listen.iter().map(|listen| At { line: 0, part: listen.part.clone() }).collect();
-    Nbd { listen, ..nbd.clone() }
+    let tls_certificates = nbd.tls_certificates.clone().map(|folder| At { line: 0, ..folder });
+    Nbd { listen, tls_certificates, ..nbd.clone() }
 }
 
 impl std::fmt::Debug for Wanted {
@@ -168,16 +199,17 @@ impl std::fmt::Debug for Wanted {
 impl Wanted {
     /// Nothing yet.
     pub fn new(path: PathBuf, table: Arc<SpecTable>, notes: Vec<String>) -> Wanted {
-        Wanted { path, table, notes, known: BTreeMap::new(), nbd: None, next: 0 }
+        Wanted { path, table, notes, known: BTreeMap::new(), nbd: None, encryption: Encryption::Off, next: 0 }
     }
 
     /// All that the file wants: every disk, and where clients come to. Called once, before the first
     /// [`Source::reload`].
-    pub fn start(&mut self) -> Result<(Vec<Job>, Option<Entrance>)> {
+    pub fn start(&mut self, inherited: Vec<Inherited>) -> Result<(Vec<Job>, Option<Entrance>)> {
         let config = check(&self.path, &self.table)?;
-        let entrance = entrance(&self.path, &config)?;
+        let entrance = entrance(&self.path, &config, inherited)?;
         let jobs = self.change(&config, &[])?.start;
         self.nbd = Some(without_lines(&config.nbd));
+        self.encryption = entrance.as_ref().map(|entrance| entrance.encryption.clone()).unwrap_or_default();
         Ok((jobs, entrance))
     }
 
@@ -252,6 +284,11 @@ impl Source for Wanted {
             return Err(Error::new(Kind::Unsupported, what, why).cure(
                 "put it back, or take everything down and up again: `systemctl restart`, or `down` and `up`",
             ));
+        }
+        // They are renewed from time to time, which is no reason to disconnect anybody.
+        if let (Some(encryption), Some(folder)) = (self.encryption.config(), &config.nbd.tls_certificates) {
+            let name = self.path.display().to_string();
+            encryption.read_again().map_err(|error| in_line(&name, folder.line, &error))?;
         }
         self.change(&config, served)
     }
@@ -403,7 +440,7 @@ mod tests {
             format!("{nbd}{}{}", export("a", ""), device("ram:1M", "export = \"b\"")),
         )
         .unwrap();
-        let (jobs, entrance) = scene.wanted.start().unwrap();
+        let (jobs, entrance) = scene.wanted.start(Vec::new()).unwrap();
         let names: Vec<_> = jobs.iter().map(|job| (job.name.as_deref(), job.id)).collect();
         assert_eq!(names, [(Some("b"), None), (Some("a"), None)], "devices first");
         let entrance = entrance.unwrap();
@@ -433,10 +470,10 @@ mod tests {
         let mut scene = Scene::new();
         let text = "[[export]]\nname = \"a\"\nspec = \"ram:1M\"\n[nbd]\nlisten = [\"tcp:0.0.0.0:10809\"]\n";
         std::fs::write(&scene.wanted.path, text).unwrap();
-        let error = scene.wanted.start().err().unwrap().to_string();
+        let error = scene.wanted.start(Vec::new()).err().unwrap().to_string();
         assert!(error.contains("up.toml, line 5") && error.contains("insecure-listen = true"), "{error}");
         std::fs::write(&scene.wanted.path, format!("{text}insecure-listen = true\n")).unwrap();
-        assert!(scene.wanted.start().unwrap().1.is_some());
+        assert!(scene.wanted.start(Vec::new()).unwrap().1.is_some());
     }
 
     #[test]

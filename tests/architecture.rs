@@ -20,18 +20,19 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("backend", &["error", "holders", "io", "payload", "port"]),
     ("filter", &["backend", "error", "io", "payload", "port", "random"]),
     ("queue", &["backend", "error", "io", "metrics", "payload", "port"]),
-    ("engine", &["backend", "error", "io", "metrics", "nbd", "port", "queue", "random"]),
+    ("tls", &["error", "port"]),
+    ("engine", &["backend", "error", "io", "metrics", "nbd", "port", "queue", "random", "tls"]),
     ("config", &["error"]),
     ("stack", &["backend", "config", "error", "filter", "io", "queue"]),
     ("registry", &["engine", "error", "holders", "metrics", "port"]),
     ("exporter", &["error", "metrics", "port", "registry"]),
-    ("server", &["engine", "error", "holders", "metrics", "nbd", "port", "queue", "registry"]),
-    ("up", &["config", "engine", "error", "port", "server", "stack"]),
+    ("server", &["engine", "error", "holders", "metrics", "nbd", "port", "queue", "registry", "tls"]),
+    ("up", &["config", "engine", "error", "port", "server", "stack", "tls"]),
     (
         "cli",
         &[
             "config", "engine", "error", "exporter", "holders", "metrics", "nbd", "port", "registry",
-            "sandbox", "server", "stack", "up",
+            "sandbox", "server", "stack", "tls", "up",
         ],
     ),
 ];

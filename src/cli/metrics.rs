@@ -8,7 +8,7 @@ use super::output;
 use crate::error::{Error, Result};
 use crate::exporter::{self, Exporter};
 use crate::registry::{Registry, statistics};
-use crate::server::exports::{Address, refused, resolve};
+use crate::server::entrance::{Address, refused, resolve};
 
 /// Prints what was done for all disks of this machine in the text format of Prometheus, or serves
 /// that over HTTP.

@@ -1,25 +1,24 @@
 //! `serve`: disks for NBD clients.
 
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{disk, output};
+use super::{disk, entrance, output};
 use crate::config::Spec;
 use crate::engine::nbd::{Offer, Options, Report, UNIT};
 use crate::error::{Error, Result};
-use crate::nbd::uri::DEFAULT_PORT;
+use crate::port::notify::Notifier;
 use crate::port::signal::Signals;
 use crate::sandbox;
-use crate::server::exports::{self, Address, Plan, Ready};
+use crate::server::exports::{self, Plan, Ready};
 use crate::stack::{OpenOptions, SpecTable};
 use crate::up;
 
 /// Serves disks to NBD clients, until it is ended.
 ///
 /// Prints what a client is given to connect, an NBD URI for each export and address, when clients can.
+/// With --stdio, and for sockets that a service manager has passed on, it prints nothing.
 /// Serves in this process until SIGTERM or SIGINT; then it takes nothing new, answers what was asked,
 /// makes everything durable and exits. A second signal ends it at once.
 #[derive(Debug, Args)]
@@ -34,9 +33,8 @@ pub(super) struct Arguments {
     #[arg(long = "filter", value_name = "NAME,KEY=VALUE")]
     filters: Vec<String>,
 
-    /// Where clients come to: unix:PATH or tcp:HOST:PORT. May be given several times.
-    #[arg(long, required = true, value_name = "ADDRESS")]
-    listen: Vec<String>,
+    #[command(flatten)]
+    entrance: entrance::Arguments,
 
     /// Number of queues of each export, each served by a thread of its own; at most the number of CPUs.
     /// Connections are spread over them.
@@ -47,10 +45,6 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 128)]
     depth: u32,
 
-    /// Connections at once, to all exports together; one more is closed at once.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    max_connections: u16,
-
     /// Logical block size in bytes: a power of two from 512 up to the page size. Without it clients
     /// address single bytes, whatever blocks the disk has.
     #[arg(long, value_name = "SIZE")]
@@ -60,17 +54,14 @@ pub(super) struct Arguments {
     #[arg(long)]
     read_only: bool,
 
-    /// Listen on addresses that other machines can reach, although nothing is encrypted and nobody is
-    /// asked for a password.
-    #[arg(long)]
-    insecure_listen: bool,
-
     /// Print one JSON object instead of the URIs.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
+    // Before anything else is opened, which could be taken for one of them.
+    let inherited = entrance::inherited()?;
     // Blocked before a backend can make a thread.
     let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
     let options = Options { queues: disk::queues(arguments.queues)?, depth: disk::depth(arguments.depth)? };
@@ -81,11 +72,8 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     };
     let filters = disk::filters(&arguments.filters)?;
     filters.iter().try_for_each(|filter| table.check_filter(filter).map(drop))?;
-    let addresses = arguments.listen.iter().map(|text| address(text)).collect::<Result<Vec<_>>>()?;
-    if !arguments.insecure_listen {
-        addresses.iter().try_for_each(safe)?;
-    }
     let named = arguments.exports.iter().map(|text| named(text, table)).collect::<Result<Vec<_>>>()?;
+    let entrance = arguments.entrance.entrance(inherited)?;
     for note in sandbox::prepare() {
         output::note(&note);
     }
@@ -94,8 +82,14 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
         Ok(Offer { name, description: up::with_filters(&spec, &filters), stack, is_shared: false })
     };
     let offers = named.into_iter().map(offer).collect::<Result<Vec<_>>>()?;
-    let plan = Plan { offers, addresses, options, max_connections: arguments.max_connections };
-    exports::run(plan, signals, &mut |ready| print(ready, arguments.json))?;
+    let plan = Plan { offers, entrance, options };
+    let notifier = Notifier::of_environment();
+    let shows_uris = !arguments.entrance.is_known();
+    exports::run(plan, signals, &mut |ready| {
+        print(ready, arguments.json, shows_uris)?;
+        notifier.ready("serving NBD clients");
+        Ok(())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -107,10 +101,14 @@ pub(super) fn describe(export: &Report) {
     export.notes.iter().for_each(|note| output::note(note));
 }
 
-fn print(ready: &Ready, json: bool) -> Result<()> {
+fn print(ready: &Ready, json: bool, shows_uris: bool) -> Result<()> {
     ready.exports.iter().flat_map(|export| &export.notes).for_each(|note| output::note(note));
     if json {
         return output::json(ready);
+    }
+    // Whoever passed on the sockets knows where they are, and may use standard output for something else.
+    if !shows_uris {
+        return Ok(());
     }
     ready.exports.iter().flat_map(|export| &export.uris).try_for_each(|uri| output::line(uri))
 }
@@ -125,38 +123,6 @@ fn named(text: &str, table: &SpecTable) -> Result<(String, Spec)> {
     let spec: Spec = spec.parse()?;
     table.check(&spec)?;
     Ok((name.to_owned(), spec))
-}
-
-fn address(text: &str) -> Result<Address> {
-    let what = || format!("cannot listen on {text:?}");
-    let cure = "write unix:/run/disk.sock or tcp:127.0.0.1:10809";
-    match text.split_once(':') {
-        Some(("unix", path)) if !path.is_empty() => {
-            // Absolute, since that is what the URI needs.
-            let path = std::path::absolute(PathBuf::from(path));
-            path.map(Address::Unix).map_err(|error| Error::system(what(), error))
-        }
-        Some(("tcp", host)) if !host.is_empty() => {
-            resolve(host).map(Address::Tcp).map_err(|error| Error::system(what(), error).cure(cure))
-        }
-        _ => Err(Error::invalid(what(), "it is neither unix:PATH nor tcp:HOST:PORT").cure(cure)),
-    }
-}
-
-/// The first address of `HOST:PORT`, or of `HOST` with the port that clients expect.
-fn resolve(host: &str) -> std::io::Result<SocketAddr> {
-    match host.to_socket_addrs().ok().and_then(|mut found| found.next()) {
-        Some(found) => Ok(found),
-        None => exports::resolve(host.trim_matches(['[', ']']), DEFAULT_PORT),
-    }
-}
-
-/// Refuses what other machines can reach.
-fn safe(address: &Address) -> Result<()> {
-    match address.is_reachable() {
-        true => Err(exports::refused(address, "say --insecure-listen if you mean it")),
-        false => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -177,24 +143,5 @@ mod tests {
             assert_eq!(named(text).unwrap(), (name.to_owned(), spec.to_owned()), "{text}");
         }
         assert!(named("disk=rma:1G").unwrap_err().to_string().contains("did you mean ram?"));
-    }
-
-    #[test]
-    fn only_this_machine_is_listened_to_unless_somebody_insists() {
-        for (text, is_safe) in [
-            ("tcp:127.0.0.1:0", true),
-            ("tcp:[::1]:10809", true),
-            ("tcp:127.0.0.1", true),
-            ("unix:x", true),
-            ("tcp:0.0.0.0:10809", false),
-            ("tcp:[::]:10809", false),
-            ("tcp:192.0.2.1:1", false),
-        ] {
-            assert_eq!(safe(&address(text).unwrap()).is_ok(), is_safe, "{text}");
-        }
-        for text in ["", "unix:", "tcp:", "/run/x", "udp:127.0.0.1:1"] {
-            assert!(address(text).unwrap_err().to_string().contains("unix:"), "{text}");
-        }
-        assert_eq!(address("tcp:127.0.0.1").unwrap().to_string(), "tcp:127.0.0.1:10809");
     }
 }

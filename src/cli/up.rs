@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{attach, output, serve};
+use super::{attach, entrance, output, serve};
 use crate::error::{Error, Result};
 use crate::port::notify::Notifier;
 use crate::port::process;
@@ -47,12 +47,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments, table: &Arc<SpecTable>) -> Result<ExitCode> {
+    // Before anything else is opened, which could be taken for one of them.
+    let inherited = entrance::inherited()?;
     // Before anything leaves the folder that a relative name of it begins at.
     let registry = Registry::of_host();
     let path = enter_folder(&arguments.config)?;
     let config = up::check(&path, table)?;
     if arguments.check {
-        up::entrance(&path, &config)?;
+        up::entrance(&path, &config, Vec::new())?;
         let (devices, exports) = (config.devices.len(), config.exports.len());
         output::note(&format!("{} is right: {devices} devices, {exports} exports", path.display()));
         return Ok(ExitCode::SUCCESS);
@@ -65,7 +67,7 @@ pub(super) fn run(arguments: Arguments, table: &Arc<SpecTable>) -> Result<ExitCo
         Signals::block_with_hangup().map_err(|error| Error::system("cannot block signals", error))?;
     process::set_name(c"blockhaus");
     let mut wanted = Wanted::new(path.clone(), table.clone(), sandbox::prepare());
-    let (jobs, entrance) = wanted.start()?;
+    let (jobs, entrance) = wanted.start(inherited)?;
     let service = Service {
         config: Some(path),
         jobs,

@@ -4,11 +4,11 @@
 //! keys mean is in [`KEYS`], from which the documentation comes as well.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
 
 use super::Spec;
+use super::entrance::{self, Nbd};
 use super::keys::{DEVICE, EXPORT, NBD, names};
 use super::limits::Limits;
 use super::section::{Document, Placed, Section};
@@ -22,12 +22,6 @@ pub const MAX_LEN: usize = 1 << 20;
 /// Longest name of an export, as the NBD protocol has it.
 const MAX_EXPORT_NAME: usize = 4096;
 
-/// Most connections that may be allowed.
-const MAX_CONNECTIONS: u16 = 1024;
-
-/// Longest path of a Unix socket, its final NUL included.
-const MAX_SOCKET_PATH: usize = 108;
-
 /// What a file asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
@@ -37,23 +31,6 @@ pub struct Config {
     pub exports: Vec<At<Export>>,
     /// How the network is served.
     pub nbd: Nbd,
-}
-
-/// The `[nbd]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Nbd {
-    /// Where clients connect.
-    pub listen: Vec<At<Listen>>,
-    /// Also where other machines can.
-    pub insecure_listen: bool,
-    /// Connections at once, to all exports together.
-    pub max_connections: u16,
-}
-
-impl Default for Nbd {
-    fn default() -> Nbd {
-        Nbd { listen: Vec::new(), insecure_listen: false, max_connections: 64 }
-    }
 }
 
 /// A part of a file, and where it stands.
@@ -114,20 +91,6 @@ pub struct Export {
     pub depth: u16,
 }
 
-/// Where NBD clients connect.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Listen {
-    /// A socket in the file system.
-    Unix(PathBuf),
-    /// A port.
-    Tcp {
-        /// A name or an address.
-        host: String,
-        /// Its number.
-        port: u16,
-    },
-}
-
 /// Reads a file; `name` is what errors call it.
 pub fn parse(name: &str, text: &str, limits: &Limits) -> Result<Config> {
     let document = Document { name, text };
@@ -156,18 +119,7 @@ pub fn parse(name: &str, text: &str, limits: &Limits) -> Result<Config> {
             document.error(value.span().start, "nbd is not one table").cure("write [nbd], once")
         })?;
         let nbd = Section { document, title: NBD, at: value.span().start, table };
-        nbd.only(&names(NBD))?;
-        for text in nbd.texts("listen", "[\"unix:/run/blockhaus/nbd.sock\"]")? {
-            config.nbd.listen.push(At { line: document.line(text.at), part: listen(document, text)? });
-        }
-        config.nbd.insecure_listen = nbd.flag("insecure-listen")?.unwrap_or(false);
-        if let Some(number) = nbd.number("max-connections", "64")? {
-            let allowed = u16::try_from(number.value).ok().filter(|n| (1..=MAX_CONNECTIONS).contains(n));
-            config.nbd.max_connections = allowed.ok_or_else(|| {
-                let why = format!("max-connections is {}, and 1 to {MAX_CONNECTIONS} can be", number.value);
-                document.error(number.at, why).cure("write max-connections = 64")
-            })?;
-        }
+        config.nbd = entrance::read(&nbd)?;
     }
     together(document, &config)?;
     Ok(config)
@@ -287,33 +239,6 @@ fn filter(document: Document<'_>, text: Placed<&str>) -> Result<Spec> {
     Err(document.error(text.at, why).cure(format!("write {},key=value", spec.kind())))
 }
 
-fn listen(document: Document<'_>, text: Placed<&str>) -> Result<Listen> {
-    let wrong = |why: &str| {
-        document.error(text.at, format!("cannot listen at {:?}: {why}", text.value)).cure(
-            "write unix:PATH or tcp:HOST:PORT, for example unix:/run/blockhaus/nbd.sock or tcp:[::1]:10809",
-        )
-    };
-    match text.value.split_once(':') {
-        Some(("unix", "")) => Err(wrong("there is no path")),
-        Some(("unix", path)) if path.len() >= MAX_SOCKET_PATH => {
-            Err(wrong(&format!("the path of a socket has at most {} bytes", MAX_SOCKET_PATH - 1)))
-        }
-        Some(("unix", path)) if path.contains('\0') => Err(wrong("the path contains a NUL byte")),
-        Some(("unix", path)) => Ok(Listen::Unix(path.into())),
-        Some(("tcp", address)) => {
-            let (host, port) = address.rsplit_once(':').ok_or_else(|| wrong("there is no port"))?;
-            let port = port.parse().ok().filter(|port| *port != 0);
-            let port = port.ok_or_else(|| wrong("a port is a number from 1 to 65535"))?;
-            let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-            match host.is_empty() || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
-                true => Err(wrong("there is no name or address of a host")),
-                false => Ok(Listen::Tcp { host: host.to_owned(), port }),
-            }
-        }
-        _ => Err(wrong("it is neither a Unix socket nor a port")),
-    }
-}
-
 /// What no part of the file shows by itself.
 fn together(document: Document<'_>, config: &Config) -> Result<()> {
     let error = |line: usize, why: String, cure: &str| {
@@ -370,6 +295,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::entrance::Listen;
 
     const LIMITS: Limits = Limits { cpus: 4, page_size: 4096 };
 
@@ -442,7 +368,7 @@ mod tests {
             ("[[device]]\nspec = \"ram:1G\n", &["line 2", "not TOML"]),
             (export, &["line 1", "nowhere to listen", "[nbd]"]),
             ("[nbd]\nlisten = [\"unix:/a\"]\n", &["line 2", "no export"]),
-            ("[nbd]\nlisten = [\"ftp:/a\"]\n", &["line 2", "ftp:/a", "unix:PATH or tcp:HOST:PORT"]),
+            ("[nbd]\nlisten = [\"ftp:/a\"]\n", &["line 2", "ftp:/a", "unix:PATH, tcp:HOST:PORT"]),
             ("[nbd]\nlisten = [\"tcp:localhost:0\"]\n", &["line 2", "1 to 65535"]),
             ("[nbd]\nlisten = [\"unix:\"]\n", &["line 2", "no path"]),
             ("[nbd]\nlisten = [\"unix:/a\",\n\"unix:/a\"]\n", &["line 3", "line 2", "write it once"]),

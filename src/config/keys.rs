@@ -86,14 +86,41 @@ pub const KEYS: &[Key] = &[
         NBD,
         "listen",
         "[\"unix:PATH\", \"tcp:HOST:PORT\", …]",
-        "Where NBD clients connect: sockets in the file system, and ports. Must be there with exports.",
+        "Where NBD clients connect: sockets in the file system, ports, ports for virtual machines (`vsock:PORT`, \
+         `vsock:CONTEXT:PORT`), and sockets that systemd has passed on (`fd:NAME`). Must be there with exports.",
+    ),
+    key(
+        NBD,
+        "unix-mode",
+        "\"MODE\"",
+        "Who may connect to the sockets in the file system: their mode, in octal (0600).",
+    ),
+    key(
+        NBD,
+        "tls",
+        "\"WHEN\"",
+        "Whether connections are encrypted: off, on (where the client asks for it) or required (nobody is served \
+         without) (off).",
+    ),
+    key(
+        NBD,
+        "tls-certificates",
+        "\"FOLDER\"",
+        "Where server-cert.pem and server-key.pem are, and for `tls-verify-peer` ca-cert.pem and, if there is one, \
+         ca-crl.pem. Must be there with `tls`.",
+    ),
+    key(
+        NBD,
+        "tls-verify-peer",
+        "true or false",
+        "Serve only clients with a certificate that is signed by a CA in ca-cert.pem and not revoked by ca-crl.pem (false).",
     ),
     key(
         NBD,
         "insecure-listen",
         "true or false",
-        "Listen also where other machines can connect, although nothing is encrypted and nobody is asked for a \
-         password (false).",
+        "Listen also where other machines can connect, although nothing need be encrypted and nobody is asked for a \
+         password (false). With `tls = \"required\"` it is not needed.",
     ),
     key(
         NBD,

@@ -3,7 +3,8 @@
 //! A thread at the door accepts connections and negotiates. One that goes into transmission is
 //! handed to a queue's thread of the export that it chose; from there on its requests are [`Io`]s
 //! like any others, and its bytes go through the queue's ring. One queue serves many connections.
-//! What there is to choose from is the catalogue's, where exports come and go at any time.
+//! What there is to choose from is the catalogue's, where exports come and go at any time. Neither the door nor the
+//! queues see anything of TLS: [`tls`](crate::tls) gives the door a connection without it for one with.
 //!
 //! [`Io`]: crate::io::Io
 
@@ -19,7 +20,7 @@ mod report;
 mod seat;
 mod server;
 
-pub use catalogue::Catalogue;
+pub use catalogue::{Catalogue, Encryption};
 pub use export::SLOT_SIZE;
 pub use exported::{Exported, MAX_DEPTH, Offer, Options};
 pub use report::Report;

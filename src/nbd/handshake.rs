@@ -8,8 +8,12 @@ use super::wire::{
 use super::{Broken, Export, MAX_NAME};
 
 mod agreed;
+mod starttls;
+
+pub use starttls::TlsPolicy;
 
 use agreed::Agreed;
+use starttls::Security;
 
 /// Longest data of an option that are looked at: the longest name, and every kind of information some
 /// five hundred times over.
@@ -38,6 +42,8 @@ pub enum Progress {
     Answered,
     /// What is to be said is to be sent, and then transmission begins with the export of this index.
     Transmission(usize),
+    /// What is to be said is to be sent, and then TLS begins; what is received next was encrypted.
+    StartTls,
     /// What is to be said is to be sent, and then the connection is over.
     Ended,
 }
@@ -62,6 +68,7 @@ pub struct Handshake {
     options: u32,
     to_send: Vec<u8>,
     agreed: Agreed,
+    security: Security,
 }
 
 impl Default for Handshake {
@@ -84,6 +91,7 @@ impl Handshake {
             options: 0,
             to_send,
             agreed: Agreed::default(),
+            security: Security::OFF,
         }
     }
 
@@ -142,7 +150,11 @@ impl Handshake {
             let (used, progress) = self.skip(option, len, &bytes[OPTION_HEAD..]);
             return Ok((OPTION_HEAD + used, progress));
         }
-        Ok((end, self.answer(option, &bytes[OPTION_HEAD..end], exports)?))
+        let data = &bytes[OPTION_HEAD..end];
+        if let Some(progress) = self.secure(option, data, bytes.len() - end)? {
+            return Ok((end, progress));
+        }
+        Ok((end, self.answer(option, data, exports)?))
     }
 
     fn skip(&mut self, option: u32, left: u32, bytes: &[u8]) -> (usize, Progress) {
@@ -153,7 +165,10 @@ impl Handshake {
             return (here, Progress::Incomplete);
         }
         self.state = State::Option;
-        self.refuse(option, reply::TOO_BIG, "the option is too long");
+        match self.security.keeps_back(option) {
+            true => self.refuse_for_tls(option),
+            false => self.refuse(option, reply::TOO_BIG, "the option is too long"),
+        }
         (here, Progress::Answered)
     }
 

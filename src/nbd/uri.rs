@@ -21,6 +21,20 @@ pub fn tcp(address: SocketAddr, name: &str) -> String {
     }
 }
 
+/// `nbd+vsock://CONTEXT:PORT/NAME`.
+pub fn vsock(context: u32, port: u32, name: &str) -> String {
+    let name = escaped(name.as_bytes());
+    match port {
+        port if port == u32::from(DEFAULT_PORT) => format!("nbd+vsock://{context}/{name}"),
+        port => format!("nbd+vsock://{context}:{port}/{name}"),
+    }
+}
+
+/// The same place, for clients that must use TLS: `nbds`.
+pub fn with_tls(uri: &str) -> String {
+    uri.replacen("nbd", "nbds", 1)
+}
+
 /// With everything percent-encoded that could mean something else in a URI or to a shell.
 fn escaped(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());

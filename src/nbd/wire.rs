@@ -54,6 +54,7 @@ pub(super) mod reply {
     const ERROR: u32 = 1 << 31;
     pub const UNSUPPORTED: u32 = ERROR | 1;
     pub const INVALID: u32 = ERROR | 3;
+    pub const TLS_REQUIRED: u32 = ERROR | 5;
     pub const UNKNOWN: u32 = ERROR | 6;
     pub const TOO_BIG: u32 = ERROR | 9;
     pub const EXTENDED_HEADERS_REQUIRED: u32 = ERROR | 10;

@@ -5,6 +5,7 @@ pub mod channel;
 pub mod clock;
 pub mod command;
 pub mod file;
+pub mod inherited;
 pub mod memory;
 pub mod node;
 pub mod notify;

@@ -17,7 +17,7 @@ use super::ring::{Entry, Ring, Token};
 use crate::io::Errno;
 use crate::payload::Payload;
 
-pub use super::linux::stream::{Listener, Socket, UnixSocketFile};
+pub use super::linux::stream::{Listener, Place, Socket, UnixSocketFile};
 
 /// Memory with bytes in it: received and not yet looked at, or written and not yet sent.
 #[derive(Debug)]

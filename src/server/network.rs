@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::disk::{Disk, Make, Node};
-use super::exports::{self, Address};
+use super::entrance::{self, Address, Entered, Entrance, Refusals};
 use super::log;
-use super::plan::{Engines, Entrance, Offering, Plan};
+use super::plan::{Engines, Offering, Plan};
 use crate::engine::Tell;
 use crate::engine::nbd::{self, Catalogue, Exported, Offer};
 use crate::engine::ublk::{Device, Report};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
-use crate::port::stream::Listener;
+use crate::port::stream::{Listener, Socket};
 use crate::registry::control::DiskStats;
 
 /// How long clients have to take the replies to what they asked before the end; less than `down` waits
@@ -26,24 +26,42 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub(super) struct Network {
     catalogue: Arc<Catalogue>,
     addresses: Vec<Address>,
-    waiting: Option<Vec<Listener>>,
+    waiting: Option<(Vec<Listener>, Vec<Socket>)>,
     door: Option<nbd::Server>,
+    refusals: Refusals,
 }
 
 impl Network {
     /// Listens, which is where an address that cannot be had is an error; who comes has to wait.
-    pub(super) fn listen(entrance: &Entrance) -> Result<Network> {
-        let (listeners, addresses) = exports::listen(&entrance.addresses)?;
-        let catalogue = Catalogue::new(entrance.max_connections);
-        Ok(Network { catalogue, addresses, waiting: Some(listeners), door: None })
+    pub(super) fn listen(entrance: Entrance) -> Result<Network> {
+        let catalogue = Catalogue::encrypted(entrance.max_connections, entrance.encryption.clone());
+        let Entered { listeners, connections, addresses, .. } = entrance::enter(entrance)?;
+        Ok(Network {
+            catalogue,
+            addresses,
+            waiting: Some((listeners, connections)),
+            door: None,
+            refusals: Refusals::default(),
+        })
     }
 
     /// Lets clients in, the first time that it is called.
     pub(super) fn open(&mut self) -> Result<()> {
-        if let Some(listeners) = self.waiting.take() {
-            self.door = Some(nbd::Server::open(&self.catalogue, listeners)?);
+        if let Some((listeners, connections)) = self.waiting.take() {
+            self.door = Some(nbd::Server::open_for(&self.catalogue, listeners, connections)?);
         }
         Ok(())
+    }
+
+    /// Says in the log who did not come in.
+    pub(super) fn look(&mut self) {
+        self.refusals.look(self.catalogue.encryption());
+    }
+
+    /// Nobody comes in any more. What is encrypted and still on its way to those whose export has ended is waited for.
+    pub(super) fn close(mut self) {
+        self.door = None;
+        Deadline::after(DRAIN).wait_until(|| self.catalogue.connections() == 0);
     }
 }
 
@@ -83,7 +101,7 @@ impl Export {
         catalogue: &Arc<Catalogue>,
         addresses: &[Address],
     ) -> Result<Export> {
-        let uris = exports::uris(addresses, &offering.name);
+        let uris = entrance::uris(addresses, catalogue.encryption().policy(), &offering.name);
         let (name, description) = (offering.name.clone(), plan.spec.clone());
         let offer = Offer { name, description, stack: plan.stack.clone(), is_shared };
         let exported = Exported::start(catalogue, offer, &offering.options)?;
@@ -183,6 +201,7 @@ impl Disk for Both {
                 format!("{name}, {connections} connections: {uris}")
             }
         });
+        report.notes.extend(self.export.exported.encryption_notes());
         Some(report)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Node;
-use super::exports::Address;
+use super::entrance::Entrance;
 use crate::engine::nbd;
 use crate::engine::ublk::{Options, Report};
 use crate::error::Result;
@@ -62,15 +62,6 @@ pub struct Offering {
     pub name: String,
     /// Queues and their depth.
     pub options: nbd::Options,
-}
-
-/// Where NBD clients come to, and how many of them.
-#[derive(Clone, Debug)]
-pub struct Entrance {
-    /// The addresses, at least one.
-    pub addresses: Vec<Address>,
-    /// Connections at once, to all exports together.
-    pub max_connections: u16,
 }
 
 impl std::fmt::Debug for Plan {

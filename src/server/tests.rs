@@ -71,6 +71,7 @@ impl Disk for Fake {
             queues: 1,
             depth: 1,
             connections: 3,
+            tls: "off".into(),
             uris: vec!["nbd://played".into()],
             notes: Vec::new(),
         })

@@ -3,13 +3,18 @@
 
 mod allocation;
 mod backends;
+mod budget;
+#[path = "../harness/certificates.rs"]
+mod certificates;
 mod chunks;
 mod crowd;
+mod entrance;
 mod hostile;
 mod life;
 mod orders;
 mod raw;
 mod server;
 mod shared;
+mod tls;
 mod tools;
 mod up;

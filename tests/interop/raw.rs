@@ -7,10 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use blockhaus::error::Result;
 use blockhaus::nbd::chunk::{self, Chunk, Failure, Hole, kind};
 use blockhaus::nbd::meta::{BASE_ALLOCATION, Question};
 use blockhaus::nbd::status::{Run, Status};
 use blockhaus::nbd::{Headers, Request, SimpleReply};
+use blockhaus::port::stream::Socket;
+use blockhaus::tls::{self, ClientConfig};
 
 pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;
@@ -33,6 +36,7 @@ pub const SET_META_CONTEXT: u32 = 10;
 pub const EXTENDED_HEADERS: u32 = 11;
 
 pub const GO: u32 = 7;
+pub const STARTTLS: u32 = 5;
 
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
@@ -202,7 +206,8 @@ impl Client {
         client
     }
 
-    fn greeted(stream: UnixStream) -> Client {
+    /// A connection of any family, which has not said anything yet.
+    pub fn greeted(stream: UnixStream) -> Client {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut client = Client { stream };
@@ -222,8 +227,38 @@ impl Client {
         client
     }
 
+    /// Says STARTTLS and goes on under TLS, with a server that must be `name`.
+    pub fn encrypted(mut self, config: &ClientConfig, name: &str) -> Result<Client> {
+        self.send(&option(STARTTLS, &[]));
+        assert_eq!(self.option_replies(), [1]);
+        self.under_tls(config, name)
+    }
+
+    /// The same for who may be turned away before, and as who it is called for.
+    pub fn encrypted_after_reply(mut self, config: &ClientConfig) -> Option<Client> {
+        self.stream.read_exact(&mut [0; 20]).ok()?;
+        self.under_tls(config, "localhost").ok()
+    }
+
+    /// The same behind the acknowledgement.
+    pub fn under_tls(self, config: &ClientConfig, name: &str) -> Result<Client> {
+        self.stream.set_nonblocking(true).unwrap();
+        // What is asked of a stream socket here is the same whatever family it is of.
+        let socket = tls::client(Socket::Unix(self.stream), config, name)?;
+        let Socket::Unix(stream) = socket else { panic!("another kind of socket") };
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        Ok(Client { stream })
+    }
+
     fn choose(&mut self, name: &str) {
         self.send(&[0, 0, 0, 3]);
+        self.goes_with(name);
+    }
+
+    /// Goes into transmission; the client flags were sent before.
+    pub fn goes_with(&mut self, name: &str) {
         self.send(&go(name));
         assert_eq!(self.option_replies(), [3, 3, 1]);
     }

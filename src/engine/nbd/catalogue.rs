@@ -6,11 +6,45 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::desk::Desk;
 use crate::error::{Error, Kind, Result};
 use crate::nbd::Export;
+use crate::nbd::handshake::TlsPolicy;
+use crate::tls;
+
+/// Whether what clients say and hear is encrypted.
+#[derive(Clone, Debug, Default)]
+pub enum Encryption {
+    /// It is not.
+    #[default]
+    Off,
+    /// It is for those that ask for it.
+    Offered(tls::ServerConfig),
+    /// It is, and nobody is served without.
+    Required(tls::ServerConfig),
+}
+
+impl Encryption {
+    /// What is said to clients about it.
+    pub fn policy(&self) -> TlsPolicy {
+        match self {
+            Encryption::Off => TlsPolicy::Off,
+            Encryption::Offered(_) => TlsPolicy::Offered,
+            Encryption::Required(_) => TlsPolicy::Required,
+        }
+    }
+
+    /// Certificates and keys.
+    pub fn config(&self) -> Option<&tls::ServerConfig> {
+        match self {
+            Encryption::Off => None,
+            Encryption::Offered(config) | Encryption::Required(config) => Some(config),
+        }
+    }
+}
 
 /// The exports of a process, and the connections that it has to all of them together.
 #[derive(Debug)]
 pub struct Catalogue {
     max_connections: u16,
+    encryption: Encryption,
     taken: Arc<AtomicUsize>,
     /// Never changed but replaced, so that whoever reads it does so without the lock.
     listing: Mutex<Arc<Listing>>,
@@ -33,7 +67,17 @@ pub(super) struct Choice {
 impl Catalogue {
     /// With no export yet, for at most this many connections at once.
     pub fn new(max_connections: u16) -> Arc<Catalogue> {
-        Arc::new(Catalogue { max_connections, taken: Arc::default(), listing: Mutex::default() })
+        Catalogue::encrypted(max_connections, Encryption::Off)
+    }
+
+    /// The same, for clients that can or must use TLS.
+    pub fn encrypted(max_connections: u16, encryption: Encryption) -> Arc<Catalogue> {
+        Arc::new(Catalogue { max_connections, encryption, taken: Arc::default(), listing: Mutex::default() })
+    }
+
+    /// Whether clients can or must use TLS.
+    pub fn encryption(&self) -> &Encryption {
+        &self.encryption
     }
 
     /// Connections at once, to all exports together.

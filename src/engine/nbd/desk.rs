@@ -9,9 +9,15 @@ use crate::nbd::Settled;
 use crate::port::remote::Remote;
 use crate::port::stream::Socket;
 
-/// A place among the connections that there may be at once; free again when it is dropped.
+/// A place among the connections that there may be at once; free again when all who have it, the queue and what
+/// carries the connection under TLS, have dropped it.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    _taken: Arc<Taken>,
+}
+
 #[derive(Debug)]
-pub(super) struct Place(Arc<AtomicUsize>);
+struct Taken(Arc<AtomicUsize>);
 
 impl Place {
     /// Takes one of `limit` places, if one is free. Only the door takes any.
@@ -20,11 +26,11 @@ impl Place {
             return None;
         }
         taken.fetch_add(1, Ordering::AcqRel);
-        Some(Place(taken.clone()))
+        Some(Place { _taken: Arc::new(Taken(taken.clone())) })
     }
 }
 
-impl Drop for Place {
+impl Drop for Taken {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

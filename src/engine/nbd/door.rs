@@ -14,6 +14,7 @@ use crate::nbd::handshake::{Handshake, Progress};
 use crate::port::clock::{self, Deadline, Duration};
 use crate::port::socket::poll;
 use crate::port::stream::{Listener, Socket};
+use crate::tls;
 
 /// How long a client may take to choose an export.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ pub(super) struct Door {
 }
 
 /// A connection in the handshake.
-struct Visitor {
+pub(super) struct Visitor {
     socket: Socket,
     place: Place,
     handshake: Handshake,
@@ -68,6 +69,8 @@ struct Visitor {
 
 enum Leaves {
     For(Arc<Choice>),
+    /// To come back without TLS.
+    ForTls,
     ForGood,
 }
 
@@ -75,13 +78,13 @@ enum Leaves {
 enum Visit {
     Stays { moved: bool },
     Chose(Arc<Choice>),
+    StartsTls,
     Gone,
 }
 
 impl Door {
     /// Accepts and negotiates until `closing`. Then nobody listens any more.
-    pub fn attend(mut self) {
-        let mut visitors: Vec<Visitor> = Vec::new();
+    pub fn attend(mut self, mut visitors: Vec<Visitor>) {
         let mut next_look = Deadline::after(QUEUES_LOOK_EVERY);
         while !self.closing.load(Ordering::Acquire) {
             let mut polled: Vec<(BorrowedFd<'_>, bool)> = vec![(self.woken.as_fd(), false)];
@@ -108,7 +111,7 @@ impl Door {
             let mut moved = ready[0] || !ready.iter().any(|&ready| ready);
             // First, so that who has just come is greeted at once.
             moved |= self.accept(&mut visitors);
-            moved |= visit(&mut visitors, &listing);
+            moved |= self.visit(&mut visitors, &listing);
             if !moved {
                 clock::sleep(AFTER_NOTHING);
             }
@@ -117,53 +120,79 @@ impl Door {
 
     fn accept(&self, visitors: &mut Vec<Visitor>) -> bool {
         let mut moved = false;
-        let limit = usize::from(self.catalogue.max_connections());
         for listener in &self.listeners {
             for _ in 0..ACCEPTED_A_TURN {
                 let Ok(socket) = listener.accept() else { break };
                 moved = true;
-                if visitors.len() >= MAX_HANDSHAKES {
+                // Who only says that it will come keeps out nobody who does.
+                let is_full = self.catalogue.connections() >= usize::from(self.catalogue.max_connections());
+                if visitors.len() >= MAX_HANDSHAKES || (is_full && !visitors.is_empty()) {
                     visitors.remove(0);
                 }
-                // One too many is closed at once: to wait in vain would be worse.
-                let Some(place) = Place::take(self.catalogue.taken(), limit) else { continue };
-                visitors.push(Visitor {
-                    socket,
-                    place,
-                    handshake: Handshake::new(),
-                    received: Vec::new(),
-                    until: Deadline::after(HANDSHAKE),
-                    has_more: false,
-                    leaves: None,
-                    settled: Settled::default(),
-                });
+                visitors.extend(self.welcome(socket));
             }
         }
         moved
     }
-}
 
-fn visit(visitors: &mut Vec<Visitor>, listing: &Listing) -> bool {
-    let mut moved = false;
-    let mut at = 0;
-    while at < visitors.len() {
-        match visitors[at].visit(listing) {
-            Visit::Stays { moved: this } => {
-                moved |= this;
-                at += 1;
-            }
-            Visit::Gone => {
-                moved = true;
-                visitors.remove(at);
-            }
-            Visit::Chose(choice) => {
-                moved = true;
-                let Visitor { socket, place, received, settled, .. } = visitors.remove(at);
-                hand_over(&choice, Guest { socket, received, place, settled });
+    /// Begins the handshake with a client. One too many is closed at once: to wait in vain would be worse.
+    pub fn welcome(&self, socket: Socket) -> Option<Visitor> {
+        let limit = usize::from(self.catalogue.max_connections());
+        Some(Visitor {
+            place: Place::take(self.catalogue.taken(), limit)?,
+            socket,
+            handshake: Handshake::with_tls(self.catalogue.encryption().policy()),
+            received: Vec::new(),
+            until: Deadline::after(HANDSHAKE),
+            has_more: false,
+            leaves: None,
+            settled: Settled::default(),
+        })
+    }
+
+    fn visit(&self, visitors: &mut Vec<Visitor>, listing: &Listing) -> bool {
+        let mut moved = false;
+        let mut at = 0;
+        while at < visitors.len() {
+            match visitors[at].visit(listing) {
+                Visit::Stays { moved: this } => {
+                    moved |= this;
+                    at += 1;
+                }
+                Visit::Gone => {
+                    moved = true;
+                    visitors.remove(at);
+                }
+                Visit::StartsTls => {
+                    moved = true;
+                    // Where it was, since the oldest is the first to be pushed out.
+                    match self.encrypt(visitors.remove(at)) {
+                        Some(visitor) => visitors.insert(at, visitor),
+                        None => continue,
+                    }
+                    at += 1;
+                }
+                Visit::Chose(choice) => {
+                    moved = true;
+                    let Visitor { socket, place, received, settled, .. } = visitors.remove(at);
+                    hand_over(&choice, Guest { socket, received, place, settled });
+                }
             }
         }
+        moved
     }
-    moved
+
+    /// Has the connection carried under TLS from here on. What it may take is what is left of the time for the whole
+    /// handshake.
+    fn encrypt(&self, visitor: Visitor) -> Option<Visitor> {
+        let config = self.catalogue.encryption().config()?;
+        // What was received in the clear would be taken for something that was not.
+        if !visitor.received.is_empty() {
+            return None;
+        }
+        let socket = tls::server(visitor.socket, config, visitor.until, visitor.place.clone()).ok()?;
+        Some(Visitor { socket, leaves: None, ..visitor })
+    }
 }
 
 /// To the queue with the fewest connections, of those that have not ended. If the export has gone
@@ -194,6 +223,7 @@ impl Visitor {
             }
             match &self.leaves {
                 Some(Leaves::For(choice)) => return Visit::Chose(choice.clone()),
+                Some(Leaves::ForTls) => return Visit::StartsTls,
                 Some(Leaves::ForGood) => return Visit::Gone,
                 None => {}
             }
@@ -224,6 +254,7 @@ impl Visitor {
                             self.settled = self.handshake.settled(export);
                             self.leaves = Some(Leaves::For(choice.clone()));
                         }
+                        Progress::StartTls => self.leaves = Some(Leaves::ForTls),
                         Progress::Ended => self.leaves = Some(Leaves::ForGood),
                     }
                 }

@@ -125,9 +125,27 @@ impl Exported {
             queues: self.options.queues,
             depth: self.options.depth,
             connections: self.connections(),
+            tls: self.catalogue.encryption().policy().name().to_owned(),
             uris,
-            notes: self.stack.notes(),
+            notes: [self.stack.notes(), self.encryption_notes()].concat(),
         }
+    }
+
+    /// What a person should know of TLS, where there is any.
+    pub fn encryption_notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let encryption = self.catalogue.encryption();
+        if let Some(config) = encryption.config() {
+            let (tls, failures) = (encryption.policy().name(), config.failures());
+            notes.push(match config.verifies_peer() {
+                true => format!("TLS is {tls}, clients need a certificate"),
+                false => format!("TLS is {tls}, clients need no certificate"),
+            });
+            if let Some(last) = failures.last() {
+                notes.push(format!("TLS has ended {} connections, the last one: {last}", failures.count()));
+            }
+        }
+        notes
     }
 
     /// What its queues have done. A client's request is as many of theirs as it has pieces of 256 KiB.

@@ -23,6 +23,9 @@ pub struct Report {
     pub depth: u16,
     /// Connections at this moment.
     pub connections: usize,
+    /// Whether connections are encrypted: off, on (where the client asks for it) or required.
+    #[serde(default)]
+    pub tls: String,
     /// What a client is given to connect to it, one for each address.
     pub uris: Vec<String>,
     /// What was chosen when it was opened, and why.

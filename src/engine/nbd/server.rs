@@ -10,7 +10,7 @@ use super::catalogue::Catalogue;
 use super::door::Door;
 use crate::error::{Error, Result};
 use crate::port::socket;
-use crate::port::stream::Listener;
+use crate::port::stream::{Listener, Socket};
 use crate::port::thread::{self, JoinHandle};
 
 /// A door that is open. When it is dropped, it is closed.
@@ -24,11 +24,22 @@ pub struct Server {
 impl Server {
     /// Lets in whoever comes to `listeners`, to choose from what the catalogue has at that moment.
     pub fn open(catalogue: &Arc<Catalogue>, listeners: Vec<Listener>) -> Result<Server> {
+        Server::open_for(catalogue, listeners, Vec::new())
+    }
+
+    /// The same, with clients that are there already.
+    pub fn open_for(
+        catalogue: &Arc<Catalogue>,
+        listeners: Vec<Listener>,
+        connections: Vec<Socket>,
+    ) -> Result<Server> {
         let (woken, waker) =
             socket::wake_pipe().map_err(|error| Error::system("cannot make the server's pipe", error))?;
         let closing = Arc::new(AtomicBool::new(false));
         let door = Door { listeners, catalogue: catalogue.clone(), woken, closing: closing.clone() };
-        let door = thread::spawn("door".into(), move || door.attend())
+        // Before anybody can ask how many there are.
+        let visitors = connections.into_iter().filter_map(|socket| door.welcome(socket)).collect();
+        let door = thread::spawn("door".into(), move || door.attend(visitors))
             .map_err(|error| Error::system("cannot start the thread that accepts connections", error))?;
         Ok(Server { door: Some(door), waker, closing })
     }

@@ -29,6 +29,49 @@ pub fn poll(fds: &[(BorrowedFd<'_>, bool)], timeout: Duration) -> io::Result<Vec
     }
 }
 
+/// What is waited for at a descriptor, and what of it there is. With neither, only the end of the
+/// connection is waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    /// Bytes to be read, or the end of them.
+    pub read: bool,
+    /// Room for bytes to be written.
+    pub write: bool,
+    /// Nobody is there on the other side (POLLHUP), or the connection has failed.
+    pub gone: bool,
+}
+
+/// Waits until something that is wanted of `fds` is there, at most for `timeout`; a descriptor without an interest is not
+/// looked at. Yields what there is of each.
+pub fn poll_for<const N: usize>(
+    fds: [(BorrowedFd<'_>, Option<Interest>); N],
+    timeout: Duration,
+) -> io::Result<[Interest; N]> {
+    let mut polled = fds.map(|(fd, interest)| {
+        let events = interest.map_or(0, |interest| {
+            (if interest.read { libc::POLLIN } else { 0 }) | (if interest.write { libc::POLLOUT } else { 0 })
+        });
+        // The kernel passes over negative ones.
+        let fd = if interest.is_some() { fd.as_raw_fd() } else { -1 };
+        libc::pollfd { fd, events, revents: 0 }
+    });
+    let millis = timeout.as_micros().div_ceil(1000).min(60_000) as libc::c_int;
+    // SAFETY: the kernel reads and writes N entries, which live until the call returns; the descriptors are
+    // borrowed, and so are open.
+    if unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, millis) } < 0 {
+        let error = io::Error::last_os_error();
+        return match error.kind() {
+            io::ErrorKind::Interrupted => Ok([Interest::default(); N]),
+            _ => Err(error),
+        };
+    }
+    Ok(polled.map(|fd| {
+        let gone = fd.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0;
+        let is = |event| fd.revents & event != 0 || (gone && fd.events & event != 0);
+        Interest { read: is(libc::POLLIN), write: is(libc::POLLOUT), gone }
+    }))
+}
+
 /// Waits until `fd` can be read. False when the deadline came first.
 pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
     loop {
@@ -47,13 +90,21 @@ const BACKLOG: i32 = 64;
 /// Names that are tried for a new socket; dead processes may have left some.
 const NAMES_TRIED: u32 = 1000;
 
+/// The mode of a socket that only its owner can connect to.
+pub const OWNER_ONLY: u32 = 0o600;
+
 /// A listening socket at `path`, for its owner only, that never blocks. Replaces what is there.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    listen_for(path, OWNER_ONLY)
+}
+
+/// As [`listen`], with the socket's mode.
+pub fn listen_for(path: &Path, mode: u32) -> io::Result<UnixListener> {
     // Made under another name, so that nobody finds it before its mode is right.
     let (listener, temporary) = bind_beside(path)?;
     let ready = || {
         socket::listen(&listener, Backlog::new(BACKLOG)?)?;
-        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
         listener.set_nonblocking(true)?;
         std::fs::rename(&temporary, path)
     };

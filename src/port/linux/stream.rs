@@ -1,16 +1,19 @@
-//! Sockets that carry a stream, and those that wait for them: Unix and TCP.
+//! Sockets that carry a stream, and those that wait for them: Unix, TCP and vsock.
 
 use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
+use nix::sys::socket::{
+    self as sys, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, VsockAddr,
+    listen, setsockopt, sockopt,
+};
 
-use super::socket;
+use super::socket::{self, OWNER_ONLY};
 
 /// Connections that may wait to be accepted over the network; those of this machine are
 /// [`socket::listen`]'s.
@@ -19,6 +22,13 @@ const BACKLOG: i32 = 128;
 /// Bytes that the kernel is asked to hold of what the other side has not yet taken.
 const SEND_BUFFER: usize = 1 << 20;
 
+/// After how many seconds of silence the kernel asks a peer of the network whether it is still there, how
+/// many seconds it waits for an answer, and how often it asks: one whose machine has gone is noticed
+/// after two minutes, and its place is free again.
+const KEEPALIVE_IDLE_S: u32 = 60;
+const KEEPALIVE_INTERVAL_S: u32 = 10;
+const KEEPALIVE_PROBES: u32 = 6;
+
 /// One end of a connection. Does not block.
 #[derive(Debug)]
 pub enum Socket {
@@ -26,14 +36,38 @@ pub enum Socket {
     Tcp(TcpStream),
     /// On this machine.
     Unix(UnixStream),
+    /// Between a machine and its virtual machines (vsock(7)). What is asked of a stream socket is the same
+    /// whatever family it is of.
+    Vsock(UnixStream),
 }
 
 impl Socket {
+    /// Two that are connected with each other.
+    pub fn pair() -> io::Result<(Socket, Socket)> {
+        let (one, other) = UnixStream::pair()?;
+        let (one, other) = (Socket::Unix(one), Socket::Unix(other));
+        one.tune()?;
+        other.tune()?;
+        Ok((one, other))
+    }
+
+    /// A connection that somebody else has made.
+    pub(in crate::port) fn of(fd: OwnedFd) -> io::Result<Socket> {
+        let socket = match family(&fd)? {
+            AddressFamily::Unix => Socket::Unix(fd.into()),
+            AddressFamily::Inet | AddressFamily::Inet6 => Socket::Tcp(fd.into()),
+            AddressFamily::Vsock => Socket::Vsock(fd.into()),
+            _ => return Err(ErrorKind::Unsupported.into()),
+        };
+        socket.tune()?;
+        Ok(socket)
+    }
+
     pub(in crate::port) fn shut_down(&self, how: Shutdown) {
         // Fails where the other side was faster.
         let _ = match self {
             Socket::Tcp(stream) => stream.shutdown(how),
-            Socket::Unix(stream) => stream.shutdown(how),
+            Socket::Unix(stream) | Socket::Vsock(stream) => stream.shutdown(how),
         };
     }
 
@@ -46,9 +80,12 @@ impl Socket {
             Socket::Tcp(stream) => {
                 stream.set_nodelay(true)?;
                 setsockopt(self, sockopt::KeepAlive, &true)?;
+                setsockopt(self, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_S)?;
+                setsockopt(self, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_S)?;
+                setsockopt(self, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
                 stream.set_nonblocking(true)
             }
-            Socket::Unix(stream) => stream.set_nonblocking(true),
+            Socket::Unix(stream) | Socket::Vsock(stream) => stream.set_nonblocking(true),
         }
     }
 }
@@ -58,7 +95,7 @@ impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         match self {
             Socket::Tcp(stream) => stream.as_raw_fd(),
-            Socket::Unix(stream) => stream.as_raw_fd(),
+            Socket::Unix(stream) | Socket::Vsock(stream) => stream.as_raw_fd(),
         }
     }
 }
@@ -67,7 +104,7 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Socket::Tcp(stream) => stream.as_fd(),
-            Socket::Unix(stream) => stream.as_fd(),
+            Socket::Unix(stream) | Socket::Vsock(stream) => stream.as_fd(),
         }
     }
 }
@@ -76,7 +113,7 @@ impl Read for &Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
             Socket::Tcp(stream) => (&mut &*stream).read(into),
-            Socket::Unix(stream) => (&mut &*stream).read(into),
+            Socket::Unix(stream) | Socket::Vsock(stream) => (&mut &*stream).read(into),
         }
     }
 }
@@ -85,7 +122,14 @@ impl Write for &Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Socket::Tcp(stream) => (&mut &*stream).write(bytes),
-            Socket::Unix(stream) => (&mut &*stream).write(bytes),
+            Socket::Unix(stream) | Socket::Vsock(stream) => (&mut &*stream).write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => (&mut &*stream).write_vectored(pieces),
+            Socket::Unix(stream) | Socket::Vsock(stream) => (&mut &*stream).write_vectored(pieces),
         }
     }
 
@@ -94,22 +138,37 @@ impl Write for &Socket {
     }
 }
 
-/// A socket that waits for connections. Does not block. That of a path is removed with it.
+/// A socket that waits for connections. Does not block. One that was made here with a name in the file
+/// system takes that name along.
 #[derive(Debug)]
 pub enum Listener {
     /// Over the network.
     Tcp(TcpListener),
     /// On this machine.
     Unix(UnixSocketFile),
+    /// Between a machine and its virtual machines.
+    Vsock(OwnedFd),
 }
 
-/// A listening socket with a name in the file system.
+/// A listening Unix socket.
 #[derive(Debug)]
 pub struct UnixSocketFile {
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode, since somebody may have put another file there meanwhile.
-    file: (u64, u64),
+    /// Its name in the file system, where it has one.
+    path: Option<PathBuf>,
+    /// Device and inode, where it is to be removed: somebody may have put another file there meanwhile.
+    file: Option<(u64, u64)>,
+}
+
+/// Where a listener can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A name in the file system; none where the socket has an abstract one.
+    Unix(Option<PathBuf>),
+    /// Over the network.
+    Tcp(SocketAddr),
+    /// Context and port, of which u32::MAX is any.
+    Vsock(u32, u32),
 }
 
 impl Listener {
@@ -124,6 +183,11 @@ impl Listener {
     /// Listens on a path, for the owner only. A socket that a dead server left there is replaced, one
     /// that somebody listens on is AddrInUse, and a file of any other kind AlreadyExists.
     pub fn unix(path: &Path) -> io::Result<Listener> {
+        Listener::unix_for(path, OWNER_ONLY)
+    }
+
+    /// As [`unix`](Self::unix), with the socket's mode: whoever may write to it may connect (unix(7)).
+    pub fn unix_for(path: &Path, mode: u32) -> io::Result<Listener> {
         match path.symlink_metadata() {
             Ok(metadata) if !metadata.file_type().is_socket() => {
                 return Err(ErrorKind::AlreadyExists.into());
@@ -145,10 +209,40 @@ impl Listener {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let listener = socket::listen(path)?;
+        let listener = socket::listen_for(path, mode)?;
         let metadata = path.symlink_metadata()?;
-        let file = (metadata.dev(), metadata.ino());
-        Ok(Listener::Unix(UnixSocketFile { listener, path: path.to_path_buf(), file }))
+        let file = Some((metadata.dev(), metadata.ino()));
+        Ok(Listener::Unix(UnixSocketFile { listener, path: Some(path.to_path_buf()), file }))
+    }
+
+    /// Listens on a port for virtual machines, or for the host of this one (vsock(7)). A context or a
+    /// port of u32::MAX is any.
+    pub fn vsock(context: u32, port: u32) -> io::Result<Listener> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = sys::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+        sys::bind(fd.as_raw_fd(), &VsockAddr::new(context, port))?;
+        listen(&fd, Backlog::new(BACKLOG)?)?;
+        Ok(Listener::Vsock(fd))
+    }
+
+    /// One that somebody else has made, and whose name stays when it is dropped.
+    pub(in crate::port) fn of(fd: OwnedFd) -> io::Result<Listener> {
+        let listener = match family(&fd)? {
+            AddressFamily::Unix => {
+                let listener = UnixListener::from(fd);
+                listener.set_nonblocking(true)?;
+                let path = listener.local_addr()?.as_pathname().map(Path::to_path_buf);
+                Listener::Unix(UnixSocketFile { listener, path, file: None })
+            }
+            AddressFamily::Inet | AddressFamily::Inet6 => {
+                let listener = TcpListener::from(fd);
+                listener.set_nonblocking(true)?;
+                Listener::Tcp(listener)
+            }
+            AddressFamily::Vsock => Listener::Vsock(socket::set_nonblocking(fd)?.into()),
+            _ => return Err(ErrorKind::Unsupported.into()),
+        };
+        Ok(listener)
     }
 
     /// The next connection; WouldBlock where none waits.
@@ -156,18 +250,33 @@ impl Listener {
         let socket = match self {
             Listener::Tcp(listener) => Socket::Tcp(listener.accept()?.0),
             Listener::Unix(file) => Socket::Unix(file.listener.accept()?.0),
+            Listener::Vsock(listener) => {
+                let fd = sys::accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+                // SAFETY: a descriptor that was just made and that nobody else has.
+                Socket::Vsock(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+            }
         };
         socket.tune()?;
         Ok(socket)
     }
 
-    /// The address that it listens on, where it has one.
-    pub fn address(&self) -> Option<SocketAddr> {
-        match self {
-            Listener::Tcp(listener) => listener.local_addr().ok(),
-            Listener::Unix(_) => None,
-        }
+    /// Where it can be reached, with the port that the kernel chose.
+    pub fn place(&self) -> io::Result<Place> {
+        Ok(match self {
+            Listener::Tcp(listener) => Place::Tcp(listener.local_addr()?),
+            Listener::Unix(file) => Place::Unix(file.path.clone()),
+            Listener::Vsock(listener) => {
+                let address: VsockAddr = sys::getsockname(listener.as_raw_fd())?;
+                Place::Vsock(address.cid(), address.port())
+            }
+        })
     }
+}
+
+/// The family that a socket is of (address_families(7)).
+pub(in crate::port) fn family(fd: &OwnedFd) -> io::Result<AddressFamily> {
+    let address: SockaddrStorage = sys::getsockname(fd.as_raw_fd())?;
+    address.family().ok_or_else(|| ErrorKind::Unsupported.into())
 }
 
 impl AsFd for Listener {
@@ -175,28 +284,28 @@ impl AsFd for Listener {
         match self {
             Listener::Tcp(listener) => listener.as_fd(),
             Listener::Unix(file) => file.listener.as_fd(),
+            Listener::Vsock(listener) => listener.as_fd(),
         }
     }
 }
 
 impl Drop for UnixSocketFile {
     fn drop(&mut self) {
-        let still_ours =
-            self.path.symlink_metadata().is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file);
-        if still_ours {
-            let _ = std::fs::remove_file(&self.path);
+        let (Some(path), Some(file)) = (&self.path, self.file) else { return };
+        if path.symlink_metadata().is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == file) {
+            let _ = std::fs::remove_file(path);
         }
     }
 }
 
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Listener::Tcp(listener) => match listener.local_addr() {
-                Ok(address) => address.fmt(f),
-                Err(error) => error.fmt(f),
-            },
-            Listener::Unix(file) => file.path.display().fmt(f),
+        match self.place() {
+            Ok(Place::Tcp(address)) => address.fmt(f),
+            Ok(Place::Unix(Some(path))) => path.display().fmt(f),
+            Ok(Place::Unix(None)) => f.write_str("a Unix socket without a path"),
+            Ok(Place::Vsock(context, port)) => write!(f, "{context}:{port}"),
+            Err(error) => error.fmt(f),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 pub use crate::port::linux::socket::{
-    Lines, listen, remove_if_there, set_nonblocking, wait_readable, wake_pipe,
+    Interest, Lines, OWNER_ONLY, listen, remove_if_there, set_nonblocking, wait_readable, wake_pipe,
 };
 
 use super::current;
@@ -24,6 +24,24 @@ pub fn poll(fds: &[(BorrowedFd<'_>, bool)], timeout: Duration) -> io::Result<Vec
     loop {
         let ready = linux::poll(fds, Duration::ZERO)?;
         if until.passed() || ready.contains(&true) {
+            return Ok(ready);
+        }
+        sleep(LOOK_EVERY.min(until.left()));
+    }
+}
+
+/// As [`linux::poll_for`].
+pub fn poll_for<const N: usize>(
+    fds: [(BorrowedFd<'_>, Option<Interest>); N],
+    timeout: Duration,
+) -> io::Result<[Interest; N]> {
+    if current().is_none() {
+        return linux::poll_for(fds, timeout);
+    }
+    let until = Deadline::after(timeout);
+    loop {
+        let ready = linux::poll_for(fds, Duration::ZERO)?;
+        if until.passed() || ready.iter().any(|ready| *ready != Interest::default()) {
             return Ok(ready);
         }
         sleep(LOOK_EVERY.min(until.left()));

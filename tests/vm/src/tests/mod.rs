@@ -23,6 +23,7 @@ mod paths;
 mod shutdown;
 mod statistics;
 mod up;
+mod vsock;
 
 /// Where a test runs.
 #[derive(Clone, Copy, PartialEq)]
@@ -55,7 +56,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 18] = [
+const AREAS: [&[Entry]; 19] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -74,6 +75,7 @@ const AREAS: [&[Entry]; 18] = [
     both::TESTS,
     statistics::TESTS,
     bench::TESTS,
+    vsock::TESTS,
 ];
 
 fn entries() -> impl Iterator<Item = &'static Entry> {

@@ -1,0 +1,280 @@
+//! The other ways in: standard input and output, sockets that were passed on, the mode of a Unix socket, vsock.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::raw::{Client, DISC, READ, WRITE, go, request};
+use crate::server::{Server, command, folder};
+use crate::tools::tool;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_blockhaus");
+
+fn image(folder: &Path) -> Vec<u8> {
+    let image: Vec<u8> = (0..4u32 << 20).map(|at| (at >> 9) as u8 ^ at as u8).collect();
+    fs::write(folder.join("in.img"), &image).unwrap();
+    image
+}
+
+#[test]
+fn libnbd_starts_it_at_standard_input_and_output_and_it_ends_with_its_client() {
+    let home = folder();
+    let script = format!(
+        r#"
+import nbd
+for round in range(3):
+    h = nbd.NBD()
+    h.connect_command(["{PROGRAM}", "serve", "--stdio", "disk=file:disk.img,size=1M"])
+    assert h.get_size() == 1 << 20
+    if round > 0:
+        assert h.pread(512, 4096) == bytes([round - 1]) * 512
+    h.pwrite(bytes([round]) * 512, 4096)
+    h.shutdown()
+    del h
+"#
+    );
+    tool("python3-libnbd", "/usr/bin/python3", &["-c", &script], home.path());
+    let arguments = [
+        "-U",
+        "-",
+        "nbd",
+        &format!("command={PROGRAM}"),
+        "arg=serve",
+        "arg=--stdio",
+        "arg=file:disk.img",
+        "--run",
+        "nbdinfo --size $uri",
+    ];
+    assert_eq!(tool("nbdkit", "nbdkit", &arguments, home.path()).trim(), (1 << 20).to_string());
+}
+
+#[test]
+fn two_pipes_are_a_client_too() {
+    let home = folder();
+    for early in [false, true] {
+        let mut child = Command::new(PROGRAM)
+            .args(["serve", "--stdio", "file:disk.img,size=1M"])
+            .current_dir(home.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut says = child.stdin.take().unwrap();
+        let mut hears = child.stdout.take().unwrap();
+        let mut greeting = [0; 18];
+        hears.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting, b"NBDMAGICIHAVEOPT\0\x03");
+        let mut all = vec![0, 0, 0, 3];
+        all.extend(go(""));
+        all.extend(request(WRITE, 1, 0, 300_000));
+        all.extend(vec![5; 300_000]);
+        all.extend(request(READ, 2, 0, 1 << 20));
+        if !early {
+            all.extend(request(DISC, 3, 0, 0));
+        }
+        says.write_all(&all).unwrap();
+        if early {
+            // The end of what it says is the end as well.
+            drop(says);
+        }
+        let mut heard = Vec::new();
+        hears.read_to_end(&mut heard).unwrap();
+        // The read's reply is the last or the one before, whole.
+        assert!(heard.len() > (1 << 20) + 32, "{} bytes", heard.len());
+        assert!(ends(&mut child).success());
+        assert!(fs::read(home.path().join("disk.img")).unwrap()[..300_000] == vec![5; 300_000]);
+    }
+}
+
+fn ends(child: &mut Child) -> std::process::ExitStatus {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < until, "it does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn who_comes_by_inetd_has_a_server_of_its_own() {
+    let home = folder();
+    let socket = home.path().join("s");
+    let mut inetd = Command::new("systemd-socket-activate")
+        .args(["--accept", "--inetd", "-l", socket.to_str().unwrap()])
+        .args([PROGRAM, "serve", "--stdio", "ram:1M"])
+        .current_dir(home.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("apt-get install systemd");
+    let mut clients: Vec<Client> = (0..2).map(|_| Client::transmitting(&when_there(&socket))).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.ask(READ, 0, 512).unwrap(), [0; 512]);
+        client.write(0, &[number as u8 + 1; 512]).unwrap();
+    }
+    let _ = inetd.kill();
+    let _ = inetd.wait();
+}
+
+fn when_there(socket: &Path) -> std::path::PathBuf {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !socket.exists() {
+        assert!(Instant::now() < until, "{} is not there", socket.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    socket.to_path_buf()
+}
+
+#[test]
+fn brackets_of_nbdcopy_and_nbdinfo_start_it_and_standard_output_is_theirs() {
+    let home = folder();
+    let image = image(home.path());
+    let disk = "file:disk.img,size=4M";
+    let copy = |arguments: &[&str]| tool("libnbd-bin", "nbdcopy", arguments, home.path());
+    copy(&["--", "in.img", "[", PROGRAM, "serve", disk, "]"]);
+    copy(&["--", "[", PROGRAM, "serve", disk, "]", "out.img"]);
+    assert!(fs::read(home.path().join("out.img")).unwrap() == image);
+    let line = format!("nbdcopy -- [ {PROGRAM} serve {disk} ] - | cmp - in.img");
+    tool("libnbd-bin", "sh", &["-c", &line], home.path());
+    let size =
+        tool("libnbd-bin", "nbdinfo", &["--size", "--", "[", PROGRAM, "serve", disk, "]"], home.path());
+    assert_eq!(size.trim(), (4 << 20).to_string());
+}
+
+/// A server below `systemd-socket-activate`, killed when it is dropped.
+struct Activated(Child);
+
+impl Drop for Activated {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn activated(home: &Path, sockets: &[&str], names: &str, arguments: &[&str]) -> Activated {
+    let mut command = Command::new("systemd-socket-activate");
+    for socket in sockets {
+        command.args(["-l", home.join(socket).to_str().unwrap()]);
+    }
+    command.arg(format!("--fdname={names}")).arg(PROGRAM).args(arguments).current_dir(home);
+    command.env("BLOCKHAUS_RUN_DIR", home.join("run")).stdin(Stdio::null());
+    let log = fs::File::create(home.join("log")).unwrap();
+    Activated(command.stdout(Stdio::piped()).stderr(log).spawn().expect("apt-get install systemd"))
+}
+
+#[test]
+fn sockets_that_were_passed_on_are_listened_to_and_left_where_they_are() {
+    let home = folder();
+    let mut server = activated(home.path(), &["a", "b"], "one:two", &["serve", "ram:1M"]);
+    let mut first = Client::transmitting(&when_there(&home.path().join("a")));
+    first.write(0, &[9; 512]).unwrap();
+    let mut second = Client::transmitting(&home.path().join("b"));
+    assert_eq!(second.ask(READ, 0, 512).unwrap(), [9; 512]);
+    let status = Command::new("kill").arg(server.0.id().to_string()).status().unwrap();
+    assert!(status.success() && first.is_closed() && ends(&mut server.0).success());
+    let mut printed = String::new();
+    server.0.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert_eq!(printed, "", "standard output is somebody else's");
+    assert!(home.path().join("a").exists(), "the name is systemd's");
+}
+
+#[test]
+fn a_socket_is_chosen_by_its_name_beside_one_of_our_own() {
+    let home = folder();
+    let arguments = ["serve", "--listen", "fd:two", "--listen", "unix:own", "ram:1M"];
+    let mut server = activated(home.path(), &["a", "b"], "one:two", &arguments);
+    // What is waited for before anything is started.
+    let woken = UnixStream::connect(when_there(&home.path().join("a"))).unwrap();
+    let mut first = Client::transmitting(&home.path().join("b"));
+    first.write(0, &[9; 512]).unwrap();
+    assert_eq!(Client::transmitting(&home.path().join("own")).ask(READ, 0, 512).unwrap(), [9; 512]);
+    let mut printed = BufReader::new(server.0.stdout.take().unwrap());
+    let mut lines = [String::new(), String::new()];
+    lines.iter_mut().for_each(|line| drop(printed.read_line(line).unwrap()));
+    assert!(lines[0].trim().ends_with("/b") && lines[1].trim().ends_with("/own"), "{lines:?}");
+    drop(woken);
+    let home = folder();
+    let mut server = activated(home.path(), &["a"], "one", &["serve", "--listen", "fd:other", "ram:1M"]);
+    let _woken = UnixStream::connect(when_there(&home.path().join("a"))).unwrap();
+    assert!(!ends(&mut server.0).success());
+    let said = fs::read_to_string(home.path().join("log")).unwrap();
+    assert!(said.contains("cannot listen on fd:other") && said.contains("called one"), "{said}");
+}
+
+#[test]
+fn up_listens_to_a_socket_that_was_passed_on() {
+    let home = tempfile::tempdir().unwrap();
+    let file = "[[export]]\nname = \"\"\nspec = \"ram:1M\"\n[nbd]\nlisten = [\"fd:nbd\"]\n";
+    fs::write(home.path().join("up.toml"), file).unwrap();
+    let _server = activated(home.path(), &["a"], "nbd", &["up", "up.toml"]);
+    let mut client = Client::transmitting(&when_there(&home.path().join("a")));
+    assert_eq!(client.ask(READ, 0, 512).unwrap(), [0; 512]);
+}
+
+#[test]
+fn nowhere_to_listen_is_an_error_and_so_is_a_terminal() {
+    let home = folder();
+    let output = command(home.path(), &["ram:1M"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("nowhere to listen"), "{said}");
+    // Descriptors that are for another process are none of ours.
+    let output =
+        command(home.path(), &["ram:1M"]).env("LISTEN_PID", "1").env("LISTEN_FDS", "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("nowhere to listen"), "{said}");
+    let output = Command::new("script")
+        .args(["-qec", &format!("{PROGRAM} serve --stdio ram:1M"), "/dev/null"])
+        .current_dir(home.path())
+        .stdin(Stdio::null())
+        .output()
+        .expect("apt-get install bsdutils");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && said.contains("terminal"), "{said}");
+}
+
+#[test]
+fn the_mode_of_a_socket_is_the_one_that_was_asked_for() {
+    for (more, mode) in
+        [(&[][..], 0o600), (&["--unix-mode", "0660"], 0o660), (&["--unix-mode", "666"], 0o666)]
+    {
+        let server = Server::start(&[more, &["ram:1M"]].concat());
+        let metadata = fs::metadata(server.socket()).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, mode, "{more:?}");
+    }
+    let home = folder();
+    for wrong in ["0066", "rw", "10000"] {
+        let output =
+            command(home.path(), &["--listen", "unix:s", "--unix-mode", wrong, "ram:1M"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("--unix-mode 0660"), "{wrong}: {said}");
+    }
+}
+
+/// Whether a machine has vsock depends on its kernel, and whether one can reach oneself by it on vsock_loopback; that it
+/// works is tested in the virtual machine.
+#[test]
+fn virtual_machines_come_in_by_vsock_where_the_kernel_has_it() {
+    let home = folder();
+    let output = command(home.path(), &["--listen", "vsock:10809", "ram:1M"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--insecure-listen"), "{said}");
+    if !Path::new("/dev/vsock").exists() {
+        let arguments = ["--listen", "vsock:10809", "--insecure-listen", "ram:1M"];
+        let output = command(home.path(), &arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("the kernel must have vsock"), "{said}");
+        return;
+    }
+    let server = Server::started(home, &["--listen", "vsock:40809", "--insecure-listen", "ram:1M"]);
+    assert_eq!(server.uri(), "nbd+vsock://1:40809/");
+    let second = command(server.folder(), &["--listen", "vsock:40809", "--insecure-listen", "ram:1M"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(said.contains("somebody else listens there"), "{said}");
+}
