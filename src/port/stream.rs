@@ -302,6 +302,11 @@ impl Socket {
         self.shut_down(Shutdown::Write);
     }
 
+    /// Nothing more is received; the other side of a pair, where it goes on sending, hears that nobody listens.
+    pub fn stop_receiving(&self) {
+        self.shut_down(Shutdown::Read);
+    }
+
     /// Ends the connection: whatever waits for the other side comes back.
     pub fn end(&self) {
         self.shut_down(Shutdown::Both);

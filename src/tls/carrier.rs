@@ -96,8 +96,10 @@ pub(super) struct Carrier {
     passed_end: bool,
     /// The inner side sends nothing more, and the peer is told so.
     told_end: bool,
-    /// And was sent it.
+    /// And was sent it, or takes nothing any more.
     sent_end: bool,
+    /// The peer takes nothing any more.
+    is_deaf: bool,
     /// Nobody is there on the inner side: since then this is how long it may take.
     alone: Option<Deadline>,
 }
@@ -118,6 +120,7 @@ impl Carrier {
             passed_end: false,
             told_end: false,
             sent_end: false,
+            is_deaf: false,
             alone: None,
         }
     }
@@ -125,7 +128,12 @@ impl Carrier {
     /// Negotiates with the peer until both know each other.
     pub(super) fn shake_hands(&mut self, deadline: Deadline) -> Result<(), Failure> {
         loop {
-            self.send()?;
+            if let Err(failure) = self.send() {
+                // Who ends the connection may have said why.
+                let _ = self.receive();
+                self.decrypt()?;
+                return Err(failure);
+            }
             let is_waiting = self.tls.is_handshaking();
             if !is_waiting && !self.tls.wants_write() {
                 return Ok(());
@@ -177,12 +185,12 @@ impl Carrier {
     fn outer_interest(&self) -> Option<Interest> {
         let has_room = self.alone.is_some() || (self.plain.is_empty() && self.cipher.is_empty());
         let read = has_room && !self.has_heard_all;
-        let write = self.tls.wants_write();
+        let write = self.wants_to_send();
         (read || write).then_some(Interest { read, write, gone: false })
     }
 
     fn inner_interest(&self) -> Option<Interest> {
-        let read = !self.told_end && !self.tls.wants_write();
+        let read = !self.told_end && !self.wants_to_send();
         match self.alone {
             // It would be ready for ever.
             Some(_) => read.then_some(Interest { read, write: false, gone: false }),
@@ -279,7 +287,7 @@ impl Carrier {
 
     /// To the peer.
     fn outwards(&mut self, ready: Interest) -> Result<(), Failure> {
-        if ready.read && !self.told_end && !self.tls.wants_write() {
+        if ready.read && !self.told_end && !self.wants_to_send() {
             match read(&self.inner, self.outgoing.space()) {
                 Ok(None) => {}
                 Ok(Some(count)) if count > 0 => {
@@ -292,8 +300,13 @@ impl Carrier {
                 }
             }
         }
-        self.send()?;
-        if self.told_end && !self.sent_end && !self.tls.wants_write() {
+        if !self.is_deaf && self.send().is_err() {
+            // What it has said before that is still passed on, and whoever says something to it hears that it is in vain.
+            self.is_deaf = true;
+            (self.told_end, self.sent_end) = (true, true);
+            self.inner.stop_receiving();
+        }
+        if self.told_end && !self.sent_end && !self.wants_to_send() {
             self.outer.stop_sending();
             self.sent_end = true;
             if self.alone.is_some() {
@@ -301,6 +314,10 @@ impl Carrier {
             }
         }
         Ok(())
+    }
+
+    fn wants_to_send(&self) -> bool {
+        !self.is_deaf && self.tls.wants_write()
     }
 
     /// Sends what is encrypted, as much as the peer takes now.
