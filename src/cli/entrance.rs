@@ -27,6 +27,8 @@ enum Tls {
 }
 
 #[derive(Debug, Args)]
+// Its name would be that of the verb's own arguments.
+#[group(skip)]
 pub(super) struct Arguments {
     /// Where clients come to: unix:PATH, tcp:HOST:PORT, vsock:PORT, vsock:CONTEXT:PORT, or fd:NAME, a socket that a
     /// service manager has passed on under this name. May be given several times. Without it every socket that was

@@ -2,11 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+
+/// The number of the next certificate; a CA's are all different.
+static NEXT: AtomicU64 = AtomicU64::new(1000);
 
 /// A CA.
 pub struct Authority {
@@ -46,7 +50,7 @@ impl Authority {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, format!("a {side}"));
-        let number = u64::from(std::process::id()) << 16 | fs::read_dir(folder).unwrap().count() as u64;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         params.serial_number = Some(SerialNumber::from(number));
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -37,15 +37,20 @@ for round in range(3):
     del h
 "#
     );
-    tool("python3-libnbd", "/usr/bin/python3", &["-c", &script], home.path());
+    assert_eq!(tool("python3-libnbd", "/usr/bin/python3", &["-c", &script], home.path()), "");
+}
+
+#[test]
+fn nbdkit_starts_it_and_passes_on_a_socket() {
+    let home = folder();
+    let program = format!("command={PROGRAM}");
     let arguments = [
         "-U",
         "-",
         "nbd",
-        &format!("command={PROGRAM}"),
+        &program,
         "arg=serve",
-        "arg=--stdio",
-        "arg=file:disk.img",
+        "arg=file:disk.img,size=1M",
         "--run",
         "nbdinfo --size $uri",
     ];

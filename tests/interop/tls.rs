@@ -216,15 +216,16 @@ fn what_was_put_in_before_tls_does_not_count_behind_it() {
     others_are_served(&mut server);
 }
 
-/// A client that knows nothing newer than TLS 1.1, as it begins.
-fn hello_of_tls_1_1() -> Vec<u8> {
-    let mut hello = vec![3, 2];
+/// A client that knows nothing newer than TLS 1.1 (or 1.2, by its number in the protocol, 3), as it begins.
+fn hello(version: u8) -> Vec<u8> {
+    let mut hello = vec![3, version];
     hello.extend([7; 32]);
     hello.push(0);
-    hello.extend([0, 6, 0xc0, 0x13, 0xc0, 0x09, 0x00, 0x2f]);
+    hello.extend([0, 8, 0xc0, 0x2b, 0xc0, 0x13, 0xc0, 0x09, 0x00, 0x2f]);
     hello.extend([1, 0]);
-    // Groups, formats of points.
-    let extensions = [&[0, 10, 0, 4, 0, 2, 0, 23][..], &[0, 11, 0, 2, 1, 0]].concat();
+    // Groups, formats of points, signatures.
+    let extensions =
+        [&[0, 10, 0, 4, 0, 2, 0, 23][..], &[0, 11, 0, 2, 1, 0], &[0, 13, 0, 4, 0, 2, 4, 3]].concat();
     hello.extend((extensions.len() as u16).to_be_bytes());
     hello.extend(extensions);
     let mut message = vec![1, 0];
@@ -239,14 +240,19 @@ fn hello_of_tls_1_1() -> Vec<u8> {
 #[test]
 fn tls_1_1_is_not_spoken() {
     let mut server = served(&["--tls", "required"]);
-    let mut client = plain(&server);
-    client.send(&option(STARTTLS, &[]));
-    assert_eq!(client.option_replies(), [ACK]);
-    client.send(&hello_of_tls_1_1());
-    let mut heard = Vec::new();
-    let _ = client.stream.read_to_end(&mut heard);
+    let answer = |version| {
+        let mut client = plain(&server);
+        client.send(&option(STARTTLS, &[]));
+        assert_eq!(client.option_replies(), [ACK]);
+        client.send(&hello(version));
+        (client.receive(7), client)
+    };
+    // By 1.2 the same client gets an answer: a message of the handshake.
+    assert_eq!(answer(3).0[0], 0x16);
     // An alert, fatal: protocol_version.
-    assert_eq!((heard[0], &heard[5..]), (0x15, &[2, 70][..]), "{heard:?}");
+    let (alert, mut client) = answer(2);
+    assert_eq!((alert[0], &alert[5..]), (0x15, &[2, 70][..]), "{alert:?}");
+    assert!(client.is_closed());
     others_are_served(&mut server);
 }
 
@@ -260,7 +266,7 @@ fn handshakes_of_tls_that_do_not_end_are_ended_and_hold_up_nobody() {
             client.send(&option(STARTTLS, &[]));
             assert_eq!(client.option_replies(), [ACK]);
             // Some of a record, or none of it.
-            client.send(&hello_of_tls_1_1()[..number * 5]);
+            client.send(&hello(2)[..number * 5]);
             client
         })
         .collect();
@@ -402,8 +408,20 @@ fn qemu_comes_in_with_its_certificates_and_not_without() {
 #[test]
 fn nbdkits_client_comes_in() {
     let server = served(&["--tls", "required", "--tls-verify-peer"]);
-    let uri = format!("uri={}", uri(&server, "nbds", "pki"));
-    let arguments = ["-U", "-", "nbd", &uri, "tls=require", "--run", "nbdinfo --size $uri"];
+    let port = format!("port={}", port(&server));
+    let pki = format!("tls-certificates={}", server.folder().join("pki").display());
+    let arguments = [
+        "-U",
+        "-",
+        "nbd",
+        "hostname=localhost",
+        &port,
+        "tls=require",
+        "tls-verify=true",
+        &pki,
+        "--run",
+        "nbdinfo --size $uri",
+    ];
     assert_eq!(tool("nbdkit", "nbdkit", &arguments, server.folder()).trim(), (16 << 20).to_string());
 }
 
@@ -444,7 +462,7 @@ fn foreign(program: &str) -> Foreign {
                 "--tls-creds",
                 "t",
             ])
-            .args(["--persistent", "-f", "raw", "-x", "", "-k"])
+            .args(["--persistent", "-e", "8", "-f", "raw", "-x", "", "-k"])
             .arg(&path)
             .arg("disk.img"),
     };
@@ -453,7 +471,7 @@ fn foreign(program: &str) -> Foreign {
     let child = child.unwrap_or_else(|error| panic!("{program}: {error}"));
     let foreign = Foreign { child, home, path };
     let until = Instant::now() + Duration::from_secs(20);
-    while UnixStream::connect(&foreign.path).is_err() {
+    while !foreign.path.exists() {
         assert!(Instant::now() < until, "{program} does not listen");
         std::thread::sleep(Duration::from_millis(20));
     }
