@@ -76,6 +76,7 @@ pub fn run(plan: Plan, mut signals: Signals, ready: &mut dyn FnMut(&Ready) -> Re
         }
     };
     server.close();
+    refusals.look(catalogue.encryption());
     drain(&exports, &mut signals);
     let mut result = Ok(());
     for export in exports {

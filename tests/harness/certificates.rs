@@ -19,6 +19,7 @@ pub struct Authority {
 }
 
 /// When a certificate is good.
+#[allow(dead_code, reason = "not every user of this file needs all of them")]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Good {
     Now,

@@ -35,7 +35,7 @@ fn memory(server: &Server) -> usize {
 
 /// A client that has asked for everything, sends half of something more and listens to nothing.
 fn greedy(mut client: Client) -> Client {
-    client.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    client.stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
     let mut flood: Vec<u8> = (0..200).flat_map(|n| request(READ, n, 0, 32 << 20)).collect();
     flood.extend(request(WRITE, 999, 0, 32 << 20));
     flood.extend(vec![1; 3 << 20]);
@@ -47,7 +47,7 @@ fn greedy(mut client: Client) -> Client {
 fn grown(server: &Server, mut come: impl FnMut() -> Vec<Client>) -> usize {
     let before = memory(server);
     let mut most = 0;
-    for _ in 0..3 {
+    for _ in 0..2 {
         let clients = come();
         let until = Instant::now() + Duration::from_secs(2);
         while Instant::now() < until {
@@ -65,7 +65,8 @@ fn connections(server: &Server, count: usize) -> Vec<UnixStream> {
 
 /// As many in transmission as come in; whoever is there from the round before goes meanwhile.
 fn come_in(mut one: impl FnMut() -> Option<Client>) -> Vec<Client> {
-    let until = Instant::now() + Duration::from_secs(20);
+    // Those of the round before are cut off when they neither listen nor go on.
+    let until = Instant::now() + Duration::from_secs(90);
     let mut inside = Vec::new();
     while inside.len() < CONNECTIONS - 2 {
         assert!(Instant::now() < until, "only {} came in", inside.len());

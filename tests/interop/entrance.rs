@@ -200,7 +200,9 @@ fn a_socket_is_chosen_by_its_name_beside_one_of_our_own() {
     assert_eq!(Client::transmitting(&home.path().join("own")).ask(READ, 0, 512).unwrap(), [9; 512]);
     let mut printed = BufReader::new(server.0.stdout.take().unwrap());
     let mut lines = [String::new(), String::new()];
-    lines.iter_mut().for_each(|line| drop(printed.read_line(line).unwrap()));
+    for line in &mut lines {
+        printed.read_line(line).unwrap();
+    }
     assert!(lines[0].trim().ends_with("/b") && lines[1].trim().ends_with("/own"), "{lines:?}");
     drop(woken);
     let home = folder();
