@@ -99,7 +99,7 @@ fn clients_that_want_everything_take_no_more_than_is_stated() {
     let server = Server::start(&["ram:64M"]);
     let grown = grown(&server, || come_in(|| tries(&server, None)));
     let budget = CONNECTIONS * CONNECTION + SLOTS + HANDSHAKES + SLACK;
-    println!("plain: {} KiB of {} KiB", grown >> 10, budget >> 10);
+    eprintln!("plain: {} KiB of {} KiB", grown >> 10, budget >> 10);
     assert!(grown < budget, "{grown} of {budget}");
 }
 
@@ -112,7 +112,7 @@ fn under_tls_neither() {
     let server = Server::start_in(home, &["--tls", "required", "--tls-certificates", "pki", "ram:64M"]);
     let grown = grown(&server, || come_in(|| tries(&server, Some(&config))));
     let budget = CONNECTIONS * (CONNECTION + CARRIER_MEMORY) + SLOTS + HANDSHAKES + SLACK;
-    println!("TLS: {} KiB of {} KiB", grown >> 10, budget >> 10);
+    eprintln!("TLS: {} KiB of {} KiB", grown >> 10, budget >> 10);
     assert!(grown < budget, "{grown} of {budget}");
 }
 
@@ -154,6 +154,6 @@ fn nor_do_those_that_never_come_in() {
         clients
     });
     let budget = 32 * CARRIER_MEMORY + HANDSHAKES + SLACK;
-    println!("handshakes: {} KiB of {} KiB", grown >> 10, budget >> 10);
+    eprintln!("handshakes: {} KiB of {} KiB", grown >> 10, budget >> 10);
     assert!(grown < budget, "{grown} of {budget}");
 }
