@@ -126,20 +126,21 @@ impl Door {
                 moved = true;
                 // Who only says that it will come keeps out nobody who does.
                 let is_full = self.catalogue.connections() >= usize::from(self.catalogue.max_connections());
-                if visitors.len() >= MAX_HANDSHAKES || (is_full && !visitors.is_empty()) {
-                    visitors.remove(0);
-                }
-                visitors.extend(self.welcome(socket));
+                let pushes_out = !visitors.is_empty() && (is_full || visitors.len() >= MAX_HANDSHAKES);
+                // What carries it under TLS has its place for a moment more.
+                let left = pushes_out.then(|| visitors.remove(0).place);
+                visitors.extend(self.welcome(socket, left));
             }
         }
         moved
     }
 
     /// Begins the handshake with a client. One too many is closed at once: to wait in vain would be worse.
-    pub fn welcome(&self, socket: Socket) -> Option<Visitor> {
+    /// `left` is the place of somebody who has just gone.
+    pub fn welcome(&self, socket: Socket, left: Option<Place>) -> Option<Visitor> {
         let limit = usize::from(self.catalogue.max_connections());
         Some(Visitor {
-            place: Place::take(self.catalogue.taken(), limit)?,
+            place: left.or_else(|| Place::take(self.catalogue.taken(), limit))?,
             socket,
             handshake: Handshake::with_tls(self.catalogue.encryption().policy()),
             received: Vec::new(),

@@ -38,7 +38,7 @@ impl Server {
         let closing = Arc::new(AtomicBool::new(false));
         let door = Door { listeners, catalogue: catalogue.clone(), woken, closing: closing.clone() };
         // Before anybody can ask how many there are.
-        let visitors = connections.into_iter().filter_map(|socket| door.welcome(socket)).collect();
+        let visitors = connections.into_iter().filter_map(|socket| door.welcome(socket, None)).collect();
         let door = thread::spawn("door".into(), move || door.attend(visitors))
             .map_err(|error| Error::system("cannot start the thread that accepts connections", error))?;
         Ok(Server { door: Some(door), waker, closing })
