@@ -212,7 +212,8 @@ impl Ring {
         })
     }
 
-    /// Receives into the bytes of a slot until they are full or the stream ends. EBUSY while they are held.
+    /// Receives into the bytes of a slot until they are full or the stream ends, or some of them: how many, the completion
+    /// says. EBUSY while they are held.
     pub fn receive_into(
         &self,
         number: u32,
@@ -222,7 +223,8 @@ impl Ring {
         payload.bytes_mut()?;
         let place = payload.place();
         let (start, len) = (place.start, place.len as u32);
-        self.over_slot(number, socket, payload, |socket| Entry::Receive { socket, start, len, all: true })
+        let all = socket.can_wait_for_all();
+        self.over_slot(number, socket, payload, |socket| Entry::Receive { socket, start, len, all })
     }
 
     /// Sends the bytes of a slot. EBUSY while they are held.

@@ -63,6 +63,12 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Whether a receive can be told to wait until all of its bytes have come (MSG_WAITALL). vsock fails with ENOMEM
+    /// where they are as many as its buffer holds, 256 KiB if nobody says otherwise (net/vmw_vsock/af_vsock.c).
+    pub(in crate::port) fn can_wait_for_all(&self) -> bool {
+        !matches!(self, Socket::Vsock(_))
+    }
+
     pub(in crate::port) fn shut_down(&self, how: Shutdown) {
         // Fails where the other side was faster.
         let _ = match self {
