@@ -125,6 +125,7 @@ impl Failures {
 /// Begins TLS as the server on a connection whose client waits for it, and yields the connection without TLS. The
 /// handshake goes on meanwhile; until `deadline` it must be over, or there is the end of the stream. So there is
 /// when the peer ends, in order or not, and the peer hears of the end when whoever has the connection ends it.
+/// Who ends it before the handshake is over has said nothing to anybody.
 /// `held` is dropped when all of it is over.
 pub fn server(
     socket: Socket,

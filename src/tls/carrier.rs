@@ -345,6 +345,17 @@ impl Carrier {
     }
 }
 
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        // What a Unix socket has not read when it is closed is ECONNRESET to the other side, even behind an end of the stream
+        // that it has not heard yet. The peer will not get these bytes whatever is done with them.
+        self.inner.stop_receiving();
+        while read(&self.inner, &mut self.outgoing.bytes)
+            .is_ok_and(|count| count.is_some_and(|count| count > 0))
+        {}
+    }
+}
+
 /// What there is to be read; none where nothing has come yet.
 fn read(socket: &Socket, into: &mut [u8]) -> io::Result<Option<usize>> {
     loop {

@@ -38,6 +38,12 @@ fn connected(
     Ok((client, server, held))
 }
 
+/// Hears something, so that the handshake is over on both sides.
+fn met(client: &mut UnixStream, server: &mut UnixStream) {
+    client.write_all(b"!").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+}
+
 fn is_let_go(held: &Arc<()>) -> bool {
     Deadline::after(Duration::from_secs(5)).wait_until(|| Arc::strong_count(held) == 1)
 }
@@ -99,6 +105,7 @@ fn who_goes_with_much_unsaid_is_heard_to_the_end() {
     all_well(folder.path());
     let (client, server, held) = connected(folder.path(), folder.path(), "localhost", false).unwrap();
     let (mut client, mut server) = (patient(client), patient(server));
+    met(&mut client, &mut server);
     // Nobody looks at these.
     client.write_all(&[7; 100_000]).unwrap();
     server.write_all(&bytes(150_000, 9)).unwrap();
@@ -108,6 +115,28 @@ fn who_goes_with_much_unsaid_is_heard_to_the_end() {
     assert!(heard == bytes(150_000, 9));
     drop(client);
     assert!(is_let_go(&held));
+}
+
+/// The peer goes while it is still being spoken to: what it said before that is heard, and then its end.
+#[test]
+fn a_peer_that_leaves_in_the_middle_of_a_sentence_is_heard_as_one_that_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    all_well(folder.path());
+    for round in 0..4usize {
+        let (client, server, held) = connected(folder.path(), folder.path(), "localhost", false).unwrap();
+        let (mut client, mut server) = (patient(client), patient(server));
+        met(&mut client, &mut server);
+        let mut speaker = client.try_clone().unwrap();
+        let speaks = std::thread::spawn(move || while speaker.write_all(&[7; 50_000]).is_ok() {});
+        server.write_all(&bytes(60_000 * round, 9)).unwrap();
+        drop(server);
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).unwrap();
+        assert!(heard == bytes(60_000 * round, 9), "round {round}");
+        speaks.join().unwrap();
+        drop(client);
+        assert!(is_let_go(&held));
+    }
 }
 
 #[test]
