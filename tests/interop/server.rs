@@ -56,8 +56,9 @@ impl Server {
             panic!("the server has not started: {said}");
         }
         // It says them all at once, and nothing after them until it ends.
-        let exports =
-            arguments.iter().filter(|argument| argument.contains("ram:") || argument.contains("file:"));
+        let exports = arguments
+            .iter()
+            .filter(|argument| ["ram:", "file:", "null:"].iter().any(|kind| argument.contains(kind)));
         let listens = arguments.iter().filter(|argument| **argument == "--listen");
         let count = if arguments.contains(&"--json") { 1 } else { exports.count() * listens.count() };
         let mut uris = vec![first.trim_end().to_string()];
