@@ -63,7 +63,6 @@ impl Socket {
         Ok(socket)
     }
 
-<<<<<<< ours
     /// A connection within this machine: the end that is served, and one that the kernel gets, which blocks.
     pub fn pair_with_kernel() -> io::Result<(Socket, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
@@ -71,12 +70,12 @@ impl Socket {
         let ours = Socket::Unix(ours);
         ours.tune()?;
         Ok((ours, theirs.into()))
-=======
+    }
+
     /// Whether a receive can be told to wait until all of its bytes have come (MSG_WAITALL). vsock fails with ENOMEM
     /// where they are as many as its buffer holds, 256 KiB if nobody says otherwise (net/vmw_vsock/af_vsock.c).
     pub(in crate::port) fn can_wait_for_all(&self) -> bool {
         !matches!(self, Socket::Vsock(_))
->>>>>>> theirs
     }
 
     pub(in crate::port) fn shut_down(&self, how: Shutdown) {
