@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 mod choice;
 mod driver;
 pub mod fuse;
+mod live_device;
 pub mod load;
 mod name;
 pub mod nbd;
@@ -15,6 +16,7 @@ mod seating;
 pub mod ublk;
 
 pub use choice::{Chosen, EngineWish, available, choose};
+pub use live_device::LiveDevice;
 pub use name::{DeviceName, Engine, NoDevice};
 pub use options::{Choices, DeviceOptions, NbdChoices};
 pub use report::{Memory, QueueThread, Report};

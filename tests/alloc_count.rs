@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use blockhaus::backend::{file, null::Null, ram::Ram};
+use blockhaus::engine::LiveDevice;
 use blockhaus::engine::ublk::{DATA_PATHS, Device, Load, Options, Wish};
 use blockhaus::error::Kind;
 use blockhaus::queue::Stack;
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
         };
         let counted = count(&device.path());
         device.stop(false).expect("stopped");
-        device.finish().expect("finished");
+        Box::new(device).finish().expect("finished");
         let operations = ROUNDS * 2 + ROUNDS / 64 + 1;
         println!("{name}: {counted:?} allocations in {operations} operations");
         failed |= !matches!(counted, Ok(0));

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::Plan;
-use crate::engine::nbd::kernel::Attached;
-use crate::engine::ublk::Device;
-use crate::engine::{DeviceName, Report, Tell, fuse, nbd};
+use crate::engine::{DeviceName, LiveDevice, Report, Tell, nbd};
 use crate::error::Result;
 use crate::holders::{self, Holder};
 use crate::registry::control::DiskStats;
@@ -76,110 +74,27 @@ pub(super) type Added<'a> = &'a mut dyn FnMut(Node) -> Result<()>;
 /// Makes a disk.
 pub(super) type Make = Arc<dyn Fn(&Plan, Added<'_>) -> Result<Box<dyn Disk>> + Send + Sync>;
 
-impl Disk for Device {
+/// A disk that an engine shows this machine.
+pub(super) struct Shown(pub(super) Box<dyn LiveDevice>);
+
+impl Disk for Shown {
     fn node(&self) -> Option<Node> {
-        Some(Node::of_kernel(DeviceName::ublk(self.id())))
+        Some(Node { name: self.0.name(), path: self.0.path() })
     }
 
     fn name(&self) -> String {
-        self.path().display().to_string()
+        self.0.path().display().to_string()
     }
 
-    fn report(&self) -> Option<Report> {
-        Some(self.report())
-    }
-
-    fn export(&self) -> Option<nbd::Report> {
-        None
-    }
-
-    fn stats(&self) -> Vec<DiskStats> {
-        vec![DiskStats {
-            engine: "ublk".into(),
-            name: self.path().display().to_string(),
-            spec: String::new(),
-            data_path: Some(self.data_path().name().into()),
-            stats: self.stats(),
-        }]
-    }
-
-    fn failure(&self) -> Option<String> {
-        self.failure()
-    }
-
-    fn on_end(&self, tell: Tell) {
-        self.on_end(tell);
-    }
-
-    fn stop(&self, only_if_idle: bool) -> Result<()> {
-        self.stop(only_if_idle)
-    }
-
-    fn finish(self: Box<Self>) -> Result<()> {
-        Device::finish(*self)
-    }
-}
-
-impl Disk for Attached {
-    fn node(&self) -> Option<Node> {
-        Some(Node::of_kernel(DeviceName::nbd(self.id())))
-    }
-
-    fn name(&self) -> String {
-        self.path().display().to_string()
-    }
-
-    fn report(&self) -> Option<Report> {
-        Some(self.report())
-    }
-
-    fn export(&self) -> Option<nbd::Report> {
-        None
-    }
-
-    fn stats(&self) -> Vec<DiskStats> {
-        vec![DiskStats {
-            engine: "nbd".into(),
-            name: self.path().display().to_string(),
-            spec: String::new(),
-            data_path: Some(self.data_path().into()),
-            stats: self.stats(),
-        }]
-    }
-
-    fn failure(&self) -> Option<String> {
-        self.failure()
-    }
-
-    fn on_end(&self, tell: Tell) {
-        self.on_end(tell);
-    }
-
-    fn stop(&self, only_if_idle: bool) -> Result<()> {
-        self.stop(only_if_idle)
-    }
-
-    fn finish(self: Box<Self>) -> Result<()> {
-        Attached::finish(*self)
-    }
-}
-
-impl Disk for fuse::Device {
-    fn node(&self) -> Option<Node> {
-        Some(Node { name: DeviceName::fuse(self.id()), path: self.path() })
-    }
-
-    fn name(&self) -> String {
-        self.path().display().to_string()
-    }
-
-    /// Looked up without opening either, which would have this process wait for itself.
     fn users(&self) -> Vec<Holder> {
-        holders::of_file(&self.file(), &self.path(), &[])
+        match self.0.file() {
+            Some(file) => holders::of_file(&file, &self.0.path(), &[]),
+            None => holders::holders(&self.0.path()),
+        }
     }
 
     fn report(&self) -> Option<Report> {
-        Some(self.report())
+        Some(self.0.report())
     }
 
     fn export(&self) -> Option<nbd::Report> {
@@ -187,28 +102,29 @@ impl Disk for fuse::Device {
     }
 
     fn stats(&self) -> Vec<DiskStats> {
+        let report = self.0.report();
         vec![DiskStats {
-            engine: "fuse".into(),
-            name: self.path().display().to_string(),
+            engine: report.engine,
+            name: Disk::name(self),
             spec: String::new(),
-            data_path: Some(self.report().data_path),
-            stats: self.stats(),
+            data_path: Some(report.data_path),
+            stats: self.0.stats(),
         }]
     }
 
     fn failure(&self) -> Option<String> {
-        self.failure()
+        self.0.failure()
     }
 
     fn on_end(&self, tell: Tell) {
-        self.on_end(tell);
+        self.0.on_end(tell);
     }
 
     fn stop(&self, only_if_idle: bool) -> Result<()> {
-        self.stop(only_if_idle)
+        self.0.stop(only_if_idle)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        fuse::Device::finish(*self)
+        self.0.finish()
     }
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::disk::{Added, Disk, Make, Node};
+use super::disk::{Added, Disk, Make, Node, Shown};
 use super::entrance::{self, Address, Entered, Entrance, Refusals};
 use super::log;
 use super::plan::{Engines, Offering, Plan};
 use crate::engine::nbd::kernel::Attached;
 use crate::engine::nbd::{self, Catalogue, Exported, Offer};
 use crate::engine::ublk::Device;
-use crate::engine::{DeviceName, DeviceOptions, Report, Tell, fuse};
+use crate::engine::{DeviceName, DeviceOptions, LiveDevice, Report, Tell, fuse};
 use crate::error::{Error, Kind, Result};
 use crate::holders::Holder;
 use crate::port::clock::{Deadline, Duration};
@@ -93,13 +93,13 @@ pub(super) fn maker(network: Option<&Network>) -> Make {
 fn device(plan: &Plan, options: &DeviceOptions, added: Added<'_>) -> Result<Box<dyn Disk>> {
     let engine = options.engine();
     let mut added = |id| added(Node::of_kernel(DeviceName::new(engine, id)));
-    Ok(match options {
-        DeviceOptions::Ublk(options) => Box::new(Device::start(plan.stack.clone(), options, &mut added)?),
-        DeviceOptions::Nbd(options) => Box::new(Attached::start(plan.stack.clone(), options, &mut added)?),
-        DeviceOptions::Fuse(options) => {
-            Box::new(fuse::Device::start(plan.stack.clone(), options, &mut added)?)
-        }
-    })
+    let stack = plan.stack.clone();
+    let device: Box<dyn LiveDevice> = match options {
+        DeviceOptions::Ublk(options) => Box::new(Device::start(stack, options, &mut added)?),
+        DeviceOptions::Nbd(options) => Box::new(Attached::start(stack, options, &mut added)?),
+        DeviceOptions::Fuse(options) => Box::new(fuse::Device::start(stack, options, &mut added)?),
+    };
+    Ok(Box::new(Shown(device)))
 }
 
 /// A disk for NBD clients.

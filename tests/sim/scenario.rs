@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use blockhaus::engine::LiveDevice;
 use blockhaus::engine::ublk::{DATA_PATHS, DataPath, Device, Load, Options, Wish};
 use blockhaus::metrics::{OpStats, Stats};
 use blockhaus::port::channel::Receiver;
@@ -242,5 +243,5 @@ pub fn serve(
         device.stop(false)?;
     }
     counted(device.stats(), device.data_path());
-    device.finish()
+    Box::new(device).finish()
 }

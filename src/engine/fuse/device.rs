@@ -8,7 +8,7 @@ use super::line::{Lines, line};
 use super::seat::Seat;
 use super::{availability, helper, io_size, place};
 use crate::engine::seating::{Seating, Thread};
-use crate::engine::{Alarm, Memory, QueueThread, Report, Tell};
+use crate::engine::{Alarm, DeviceName, LiveDevice, Memory, QueueThread, Report, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::io::Capabilities;
 use crate::metrics::{QueueMetrics, Stats};
@@ -129,96 +129,12 @@ impl Device {
         Ok(device)
     }
 
-    /// N of the folder fuseN.
-    pub fn id(&self) -> u32 {
-        self.id
-    }
-
-    /// The disk: the loop device, or the file where there is none.
-    pub fn path(&self) -> PathBuf {
-        match *self.loop_device() {
-            Some(made) => loop_device::path(made.number),
-            None => self.file(),
-        }
-    }
-
-    /// The file.
-    pub fn file(&self) -> PathBuf {
-        fuse::file_in(&self.folder)
-    }
-
-    /// What it is, at this moment.
-    pub fn report(&self) -> Report {
-        let mut report = self.report.clone();
-        report.memory.backend = self.stack.memory_used();
-        report
-    }
-
-    /// What its queues have done.
-    pub fn stats(&self) -> Stats {
-        let queues: Vec<_> = self.queues.iter().map(|queue| queue.metrics.clone()).collect();
-        Stats::of(&queues)
-    }
-
-    /// Has `tell` called when a thread of it ends from now on, whatever the reason.
-    pub fn on_end(&self, tell: Tell) {
-        self.alarm.tell(tell);
-    }
-
-    /// Why it is of no use any more, if it is not.
-    pub fn failure(&self) -> Option<String> {
-        let queue = self.queues.iter().find_map(|queue| queue.thread.failure());
-        queue.or_else(|| self.session.as_ref()?.failure())
-    }
-
-    /// Takes the disk away; the queues go on serving meanwhile. With `only_if_idle` it is refused (Busy) while somebody
-    /// has it open, by the kernel, and is as it was before.
-    pub fn stop(&self, only_if_idle: bool) -> Result<()> {
-        let mut loop_device = self.loop_device();
-        let had = *loop_device;
-        let mut removed = Ok(());
-        if let Some(made) = had {
-            let remove =
-                |patience| helper::remove(made.number, &self.file(), only_if_idle, Deadline::after(patience));
-            match remove(LOOP_END) {
-                Err(_) if !only_if_idle => {
-                    // Whatever it waits for, it waits for us: nobody does any more after this.
-                    fuse::cut(&self.folder);
-                    removed = remove(LET_GO);
-                }
-                result => result?,
-            }
-            *loop_device = None;
-        }
-        self.ending.store(true, Ordering::Release);
-        let error = match self.unmount(had.is_some()) {
-            Ok(()) => return removed,
-            Err(error) => error,
-        };
-        if !only_if_idle {
-            let forced = fuse::force_unmount(&self.folder);
-            return forced.map_err(|error| Error::system(self.cannot("stop"), error)).and(removed);
-        }
-        self.ending.store(false, Ordering::Release);
-        if let Some(made) = had {
-            let wish = Wish { number: Some(made.number), ..self.wish };
-            *loop_device = Some(helper::add(&self.file(), &wish, Deadline::after(LOOP_END))?);
-        }
-        Err(error)
-    }
-
-    /// After [`stop`](Self::stop): waits for the threads, closes the backend, which makes everything durable, and
-    /// removes the folder.
-    pub fn finish(mut self) -> Result<()> {
-        self.take_down()
-    }
-
     fn loop_device(&self) -> MutexGuard<'_, Option<Made>> {
         self.loop_device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cannot(&self, what: &str) -> String {
-        format!("cannot {what} {}", self.file().display())
+        format!("cannot {what} {}", self.file_path().display())
     }
 
     /// Starts a thread for each queue; returns when all are ready.
@@ -270,7 +186,7 @@ impl Device {
         })?;
         let mut seating = Seating::new(1, self.alarm.clone());
         let ending = self.ending.clone();
-        let what = format!("{} is not mounted any more", self.file().display());
+        let what = format!("{} is not mounted any more", self.file_path().display());
         let serve = move |seated: &mut dyn FnMut(())| {
             // What it starts inherits that: all of them take part in writing to the disk.
             let _ = thread::become_io_flusher();
@@ -287,7 +203,7 @@ impl Device {
 
     /// Makes a block device of the file, where that is wanted and possible; says in the report what was done.
     fn put_loop_device(&mut self, options: &Options) -> Result<()> {
-        let file = self.file();
+        let file = self.file_path();
         let (path, why) = match (options.loop_device, availability::has_loop_devices()) {
             (true, true) => {
                 let made =
@@ -356,6 +272,87 @@ impl Device {
             Some(why) => Err(Error::new(Kind::Failed, format!("FUSE disk {} failed", self.id), why)),
             None => Ok(()),
         }
+    }
+
+    fn file_path(&self) -> PathBuf {
+        fuse::file_in(&self.folder)
+    }
+}
+
+impl LiveDevice for Device {
+    fn name(&self) -> DeviceName {
+        DeviceName::fuse(self.id)
+    }
+
+    /// The loop device, or the file where there is none.
+    fn path(&self) -> PathBuf {
+        match *self.loop_device() {
+            Some(made) => loop_device::path(made.number),
+            None => self.file_path(),
+        }
+    }
+
+    fn file(&self) -> Option<PathBuf> {
+        Some(self.file_path())
+    }
+
+    fn report(&self) -> Report {
+        let mut report = self.report.clone();
+        report.memory.backend = self.stack.memory_used();
+        report
+    }
+
+    fn stats(&self) -> Stats {
+        let queues: Vec<_> = self.queues.iter().map(|queue| queue.metrics.clone()).collect();
+        Stats::of(&queues)
+    }
+
+    fn on_end(&self, tell: Tell) {
+        self.alarm.tell(tell);
+    }
+
+    fn failure(&self) -> Option<String> {
+        let queue = self.queues.iter().find_map(|queue| queue.thread.failure());
+        queue.or_else(|| self.session.as_ref()?.failure())
+    }
+
+    fn stop(&self, only_if_idle: bool) -> Result<()> {
+        let mut loop_device = self.loop_device();
+        let had = *loop_device;
+        let mut removed = Ok(());
+        if let Some(made) = had {
+            let remove = |patience| {
+                helper::remove(made.number, &self.file_path(), only_if_idle, Deadline::after(patience))
+            };
+            match remove(LOOP_END) {
+                Err(_) if !only_if_idle => {
+                    // Whatever it waits for, it waits for us: nobody does any more after this.
+                    fuse::cut(&self.folder);
+                    removed = remove(LET_GO);
+                }
+                result => result?,
+            }
+            *loop_device = None;
+        }
+        self.ending.store(true, Ordering::Release);
+        let error = match self.unmount(had.is_some()) {
+            Ok(()) => return removed,
+            Err(error) => error,
+        };
+        if !only_if_idle {
+            let forced = fuse::force_unmount(&self.folder);
+            return forced.map_err(|error| Error::system(self.cannot("stop"), error)).and(removed);
+        }
+        self.ending.store(false, Ordering::Release);
+        if let Some(made) = had {
+            let wish = Wish { number: Some(made.number), ..self.wish };
+            *loop_device = Some(helper::add(&self.file_path(), &wish, Deadline::after(LOOP_END))?);
+        }
+        Err(error)
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.take_down()
     }
 }
 

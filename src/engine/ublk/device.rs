@@ -13,7 +13,7 @@ use super::data_path::{self, DataPath, Load, Wish};
 use super::queue_thread::Seat;
 use super::{MAX_HIDDEN_IO_SIZE, MAX_IO_SIZE, params};
 use crate::engine::seating::{Seating, Thread};
-use crate::engine::{Alarm, Memory, QueueThread, Report, Tell};
+use crate::engine::{Alarm, DeviceName, LiveDevice, Memory, QueueThread, Report, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Capabilities, Geometry};
 use crate::metrics::{QueueMetrics, Stats};
@@ -145,38 +145,46 @@ impl Device {
         Ok(Device { added: device, features, report })
     }
 
-    /// N of /dev/ublkbN.
-    pub fn id(&self) -> u32 {
-        self.added.info.dev_id
-    }
-
-    /// The disk.
-    pub fn path(&self) -> PathBuf {
-        block_path(self.id())
-    }
-
     /// How a request's bytes travel.
     pub fn data_path(&self) -> DataPath {
         self.added.data_path.0
     }
 
-    /// What it is, at this moment.
-    pub fn report(&self) -> Report {
+    fn id(&self) -> u32 {
+        self.added.id()
+    }
+}
+
+impl LiveDevice for Device {
+    fn name(&self) -> DeviceName {
+        DeviceName::ublk(self.id())
+    }
+
+    fn path(&self) -> PathBuf {
+        block_path(self.id())
+    }
+
+    fn report(&self) -> Report {
         let mut report = self.report.clone();
         report.memory.backend = self.added.stack.memory_used();
         report
     }
 
-    /// What its queues have done.
-    pub fn stats(&self) -> Stats {
+    fn stats(&self) -> Stats {
         let queues: Vec<_> = self.added.queues.iter().map(|queue| queue.metrics.clone()).collect();
         Stats::of(&queues)
     }
 
-    /// Takes the disk away; the queues go on serving meanwhile, and dirty pages reach the backend.
-    /// With `only_if_idle` it is refused (Busy) while somebody has the disk open, by the kernel
-    /// where it can (7.0), else by whoever looked before.
-    pub fn stop(&self, only_if_idle: bool) -> Result<()> {
+    fn on_end(&self, tell: Tell) {
+        self.added.alarm.tell(tell);
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.added.failure()
+    }
+
+    /// The kernel refuses by itself since Linux 7.0.
+    fn stop(&self, only_if_idle: bool) -> Result<()> {
         let control = &self.added.control;
         if !only_if_idle || !self.features.contains(Features::SAFE_STOP_DEV) {
             return control.stop(self.id());
@@ -191,19 +199,7 @@ impl Device {
         }
     }
 
-    /// Has `tell` called when a queue ends from now on, whatever the reason.
-    pub fn on_end(&self, tell: Tell) {
-        self.added.alarm.tell(tell);
-    }
-
-    /// Why a queue ended by itself, if one did: the device is of no use then.
-    pub fn failure(&self) -> Option<String> {
-        self.added.failure()
-    }
-
-    /// After [`stop`](Self::stop): waits for the queue threads, deletes the device and closes the
-    /// backend, which makes everything durable.
-    pub fn finish(mut self) -> Result<()> {
+    fn finish(mut self: Box<Self>) -> Result<()> {
         self.added.stopped = true;
         self.added.take_down()
     }

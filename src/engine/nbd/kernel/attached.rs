@@ -16,7 +16,7 @@ use super::by_netlink::{Driver, Wanted};
 use super::mending::Mender;
 use super::{DEPTH, available, by_ioctl, sysfs};
 use crate::engine::nbd::{self, Catalogue, Exported, Offer};
-use crate::engine::{Alarm, Memory, Report, Tell};
+use crate::engine::{Alarm, DeviceName, LiveDevice, Memory, Report, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Capabilities, Geometry};
 use crate::metrics::Stats;
@@ -216,82 +216,6 @@ impl Attached {
         self.shared.as_deref()
     }
 
-    /// N of /dev/nbdN.
-    pub fn id(&self) -> u32 {
-        self.shared().map_or(0, |shared| shared.id)
-    }
-
-    /// The disk.
-    pub fn path(&self) -> PathBuf {
-        path(self.id())
-    }
-
-    /// How the driver was told of it.
-    pub fn data_path(&self) -> &str {
-        &self.report.data_path
-    }
-
-    /// What it is, at this moment.
-    pub fn report(&self) -> Report {
-        let mut report = self.report.clone();
-        report.memory.backend = self.stack.memory_used();
-        let alive = self.shared().map_or(0, |shared| shared.exported.connections());
-        let wanted = self.shared().map_or(0, |shared| shared.connections);
-        if alive < wanted {
-            report.notes.push(format!("{alive} of {wanted} connections are alive"));
-        }
-        report
-    }
-
-    /// What its queues have done. A request is as many of theirs as it has pieces of 256 KiB.
-    pub fn stats(&self) -> Stats {
-        self.shared().map_or_else(|| Stats::of(&[]), |shared| shared.exported.stats())
-    }
-
-    /// Has `tell` called when a queue ends from now on, or the kernel ends the disk.
-    pub fn on_end(&self, tell: Tell) {
-        if let Some(shared) = self.shared() {
-            shared.exported.on_end(tell.clone());
-            shared.alarm.tell(tell);
-        }
-    }
-
-    /// Why it is of no use any more, if it is not.
-    pub fn failure(&self) -> Option<String> {
-        let shared = self.shared()?;
-        let lost = || shared.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let ended = || {
-            let ended = self.by_ioctl.as_ref().is_some_and(by_ioctl::Disk::has_ended);
-            let by_itself = ended && !shared.stopping.load(Ordering::Acquire);
-            by_itself.then(|| "the kernel has ended the disk; dmesg may say why".to_owned())
-        };
-        shared.exported.failure().or_else(lost).or_else(ended)
-    }
-
-    /// Takes the disk away, after everything was written back; the queues serve until then. Whether somebody uses
-    /// it was looked up before: this driver cannot refuse by itself.
-    pub fn stop(&self, _only_if_idle: bool) -> Result<()> {
-        let Some(shared) = self.shared() else { return Ok(()) };
-        shared.stopping.store(true, Ordering::Release);
-        // A disk that nobody answers for any more would keep us until its requests give up.
-        if shared.exported.failure().is_none() && shared.exported.connections() > 0 {
-            let written = File::open(self.path()).and_then(|disk| disk.sync_all());
-            if written.is_ok() {
-                Deadline::after(DRAIN).wait_until(|| sysfs::in_flight(shared.id) == 0);
-            }
-        }
-        self.disconnect(shared).map_err(|error| {
-            shared.stopping.store(false, Ordering::Release);
-            Error::system(format!("cannot disconnect {}", self.path().display()), error)
-        })
-    }
-
-    /// After [`stop`](Self::stop): waits for the queue threads and closes the backend, which makes everything durable.
-    pub fn finish(mut self) -> Result<()> {
-        self.stays = true;
-        self.take_down()
-    }
-
     fn disconnect(&self, shared: &Shared) -> io::Result<()> {
         match &self.by_ioctl {
             Some(disk) => disk.disconnect(),
@@ -341,6 +265,72 @@ impl Attached {
             Some(why) => Err(Error::new(Kind::Failed, "the nbd device failed", why)),
             None => finished,
         }
+    }
+}
+
+impl LiveDevice for Attached {
+    fn name(&self) -> DeviceName {
+        DeviceName::nbd(self.shared().map_or(0, |shared| shared.id))
+    }
+
+    fn path(&self) -> PathBuf {
+        path(self.shared().map_or(0, |shared| shared.id))
+    }
+
+    fn report(&self) -> Report {
+        let mut report = self.report.clone();
+        report.memory.backend = self.stack.memory_used();
+        let alive = self.shared().map_or(0, |shared| shared.exported.connections());
+        let wanted = self.shared().map_or(0, |shared| shared.connections);
+        if alive < wanted {
+            report.notes.push(format!("{alive} of {wanted} connections are alive"));
+        }
+        report
+    }
+
+    /// A request is as many of theirs as it has pieces of 256 KiB.
+    fn stats(&self) -> Stats {
+        self.shared().map_or_else(|| Stats::of(&[]), |shared| shared.exported.stats())
+    }
+
+    fn on_end(&self, tell: Tell) {
+        if let Some(shared) = self.shared() {
+            shared.exported.on_end(tell.clone());
+            shared.alarm.tell(tell);
+        }
+    }
+
+    fn failure(&self) -> Option<String> {
+        let shared = self.shared()?;
+        let lost = || shared.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ended = || {
+            let ended = self.by_ioctl.as_ref().is_some_and(by_ioctl::Disk::has_ended);
+            let by_itself = ended && !shared.stopping.load(Ordering::Acquire);
+            by_itself.then(|| "the kernel has ended the disk; dmesg may say why".to_owned())
+        };
+        shared.exported.failure().or_else(lost).or_else(ended)
+    }
+
+    /// Whether somebody uses it was looked up before: this driver cannot refuse by itself.
+    fn stop(&self, _only_if_idle: bool) -> Result<()> {
+        let Some(shared) = self.shared() else { return Ok(()) };
+        shared.stopping.store(true, Ordering::Release);
+        // A disk that nobody answers for any more would keep us until its requests give up.
+        if shared.exported.failure().is_none() && shared.exported.connections() > 0 {
+            let written = File::open(self.path()).and_then(|disk| disk.sync_all());
+            if written.is_ok() {
+                Deadline::after(DRAIN).wait_until(|| sysfs::in_flight(shared.id) == 0);
+            }
+        }
+        self.disconnect(shared).map_err(|error| {
+            shared.stopping.store(false, Ordering::Release);
+            Error::system(format!("cannot disconnect {}", self.path().display()), error)
+        })
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.stays = true;
+        self.take_down()
     }
 }
 
