@@ -1,7 +1,7 @@
 //! The ublk engine: a real block device, `/dev/ublkbN`, served by this process.
 //!
-//! [`Device::start`] walks the states added → queues parked → live; [`Device::stop`] and
-//! [`Device::finish`] the way back. The kernel's side of all this is `Documentation/block/ublk.rst`
+//! [`Device::start`] walks the states added → queues parked → live; [`stop`](super::LiveDevice::stop) and
+//! [`finish`](super::LiveDevice::finish) the way back. The kernel's side of all this is `Documentation/block/ublk.rst`
 //! and `drivers/block/ublk_drv.c`.
 
 pub mod availability;
