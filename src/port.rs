@@ -5,6 +5,7 @@
 
 pub mod arena;
 mod linux;
+mod patience;
 pub mod ring;
 pub mod scratch;
 #[cfg(feature = "sim")]

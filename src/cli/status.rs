@@ -166,7 +166,7 @@ impl Status {
                     "thread {}{}, CPUs {}, {flusher}, ring {}",
                     thread.tid,
                     match thread.scheduling {
-                        Scheduling::Ordinary => "",
+                        Scheduling::Ordinary | Scheduling::Adaptive => "",
                         Scheduling::RealTime => " with real-time priority",
                         Scheduling::Batch => " of SCHED_BATCH",
                     },

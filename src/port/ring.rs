@@ -3,15 +3,17 @@
 //! What a ring promises is here: tokens, slots that own what is in flight, operations as futures.
 //! The driver below it, io_uring, only carries entries down and completions up.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Driver;
+use super::patience::Patience;
 use super::spin::Spin;
 use super::stream::Transfers;
+use super::thread::{self, Scheduling};
 use crate::io::Errno;
 use crate::payload::{OPERATIONS_PER_SLOT, Payload, Place, SlotState};
 use crate::port::clock::{self, Duration};
@@ -190,6 +192,7 @@ struct Inner {
     buffers_registered: Cell<bool>,
     next_file: Cell<u32>,
     spin: Spin,
+    patience: OnceCell<Patience>,
     setup: &'static str,
 }
 
@@ -223,8 +226,18 @@ impl Ring {
             buffers_registered: Cell::new(false),
             next_file: Cell::new(0),
             spin,
+            patience: OnceCell::new(),
             setup,
         })))
+    }
+
+    /// Has this thread scheduled like that from now on; yields how it is, as [`thread::schedule`] does.
+    pub fn schedule(&self, wanted: Scheduling) -> Scheduling {
+        let scheduling = thread::schedule(wanted);
+        if scheduling == Scheduling::Adaptive {
+            self.0.patience.get_or_init(Patience::default);
+        }
+        scheduling
     }
 
     /// The set-up flags this kernel took, for `status`.
@@ -339,6 +352,9 @@ impl Ring {
     pub fn completions(&self, into: &mut Vec<Completion>) {
         into.clear();
         self.0.driver.borrow_mut().reap(into);
+        if let Some(patience) = self.0.patience.get() {
+            patience.turn(into.len());
+        }
         if self.0.transfers.in_flight() != 0 {
             for completion in into.iter() {
                 if let Token::Front(number) = completion.token() {

@@ -32,7 +32,6 @@ impl Seat {
     pub fn serve(self, seated: impl FnOnce(QueueThread)) -> Result<()> {
         // Before the ring is made, so that the ring's kernel threads inherit it.
         let _ = thread::become_io_flusher();
-        let scheduling = thread::schedule(self.scheduling);
         thread::touch_stack();
         let failed =
             |why: &'static str| move |error| Error::system(format!("queue {}: {why}", self.queue), error);
@@ -43,6 +42,7 @@ impl Seat {
         // SAFETY: the ring and all its clones are gone before the buffers, by the order above and
         // since the backend's queue, which has a clone, lives inside `Stack::serve`.
         let registered_buffers = unsafe { buffers.register(&ring) };
+        let scheduling = ring.schedule(self.scheduling);
         let tid = thread::current_id();
         let cpus = CpuMask::current().map_or_else(|_| "?".to_owned(), |cpus| cpus.to_string());
         let mut front = Front::new(self.counter, &buffers, self.depth, self.stack.capabilities());

@@ -159,7 +159,7 @@ impl Load {
     /// longer those who make them are left alone.
     pub(in crate::engine) fn scheduling(self) -> Scheduling {
         match self {
-            Load::Any => Scheduling::Ordinary,
+            Load::Any => Scheduling::Adaptive,
             Load::Latency => Scheduling::RealTime,
             Load::Throughput => Scheduling::Batch,
         }

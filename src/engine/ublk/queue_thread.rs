@@ -88,7 +88,7 @@ impl Seat {
         // since the backend's queue, which has a clone, lives inside `Stack::serve`.
         let registered = self.data_path.hides() || unsafe { buffers.register(&ring) };
         // Not before: touching gigabytes of buffers with real-time priority keeps everybody else from this processor.
-        let scheduling = thread::schedule(self.load.scheduling());
+        let scheduling = ring.schedule(self.load.scheduling());
         let tid = thread::current_id();
         seated(QueueThread {
             queue: self.queue,

@@ -136,6 +136,9 @@ pub enum Scheduling {
     /// As every other.
     #[default]
     Ordinary,
+    /// As every other, or [`Batch`](Self::Batch) as long as that finds much more to do each time; a
+    /// [`Ring`](crate::port::ring::Ring) sees to that.
+    Adaptive,
     /// At once, before every ordinary thread: SCHED_RR with the lowest priority.
     RealTime,
     /// When the thread that runs makes room: SCHED_BATCH.
@@ -145,18 +148,26 @@ pub enum Scheduling {
 /// Has this thread scheduled like that; yields how it is now, which is ordinary where it was not permitted: real time needs
 /// CAP_SYS_NICE, or RLIMIT_RTPRIO. Threads that this one starts, the ring's workers among them, are ordinary.
 pub fn schedule(wanted: Scheduling) -> Scheduling {
-    let (policy, sched_priority) = match wanted {
-        Scheduling::Ordinary => return Scheduling::Ordinary,
-        Scheduling::RealTime => (libc::SCHED_RR, 1),
-        Scheduling::Batch => (libc::SCHED_BATCH, 0),
+    let permitted = match wanted {
+        Scheduling::Ordinary => true,
+        Scheduling::Adaptive => set_policy(libc::SCHED_OTHER, 0),
+        Scheduling::RealTime => set_policy(libc::SCHED_RR, 1),
+        Scheduling::Batch => set_policy(libc::SCHED_BATCH, 0),
     };
+    if permitted { wanted } else { Scheduling::Ordinary }
+}
+
+/// Has this thread, which is an ordinary one, wait for whoever runs to make room when it is woken, or not; false where that is not
+/// permitted.
+pub fn give_way(wanted: bool) -> bool {
+    set_policy(if wanted { libc::SCHED_BATCH } else { libc::SCHED_OTHER }, 0)
+}
+
+fn set_policy(policy: libc::c_int, sched_priority: libc::c_int) -> bool {
     let (policy, priority) = (policy | libc::SCHED_RESET_ON_FORK, libc::sched_param { sched_priority });
     // SAFETY: the kernel reads one sched_param, which lives until the call returns; thread 0 is this one. By number,
     // since musl's function of this name refuses.
-    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) } {
-        0 => wanted,
-        _ => Scheduling::Ordinary,
-    }
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) == 0 }
 }
 
 /// CAP_SYS_ADMIN of linux/capability.h.

@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 pub use crate::port::linux::thread::{
-    AbortOnPanic, CpuMask, Scheduling, become_io_flusher, current_id, give_up_administration, is_io_flusher,
-    schedule, touch_stack, waited_for_processor,
+    AbortOnPanic, CpuMask, Scheduling, become_io_flusher, current_id, give_up_administration, give_way,
+    is_io_flusher, schedule, touch_stack, waited_for_processor,
 };
 
 use super::schedule::{Status, ThreadId};
