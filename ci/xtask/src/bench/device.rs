@@ -98,6 +98,8 @@ pub static DEVICES: &[Device] = &[
     device("kublk-null-batch-copy", "kublk null -b", Peer, Usual),
     device("kublk-null-batch-auto-buf", "kublk null --auto_zc -b", Peer, Usual).zero_copy(),
     device("nbd-nbdkit-memory", "nbd nbdkit -f -U $socket memory 256M", Peer, Usual),
+    device("blockhaus-memory-nbd", "blockhaus ram:256M --engine nbd", Ours, Usual)
+        .alike(&["nbd-nbdkit-memory"]),
     device("raw-file", "itself $file", Floor, Usual),
     device("loop-file", "loop $file", Peer, Usual),
     device("blockhaus-file", "blockhaus file:$file", Ours, Usual).zero_copy().alike(&[
@@ -137,6 +139,9 @@ pub static DEVICES: &[Device] = &[
         Peer,
         Usual,
     ),
+    device("blockhaus-file-nbd", "blockhaus file:$file --engine nbd", Ours, Usual)
+        .alike(&["nbd-nbdkit-file", "nbd-qemu-file"]),
+    device("blockhaus-file-fuse", "blockhaus file:$file --engine fuse", Ours, OnDemand),
 ];
 
 /// The device of this name.
@@ -216,7 +221,8 @@ mod tests {
     fn zero_copy_is_what_its_command_asks_for() {
         // By default a file of ours is served so, and null where it is allowed.
         let asks = |start: &str| {
-            let by_default = start.starts_with("blockhaus file") && !start.contains("--data-path");
+            let chosen = ["--data-path", "--engine"].iter().any(|option| start.contains(option));
+            let by_default = start.starts_with("blockhaus file") && !chosen;
             by_default
                 || ["--auto_zc", " -z", "zero-copy", "auto-buf"].iter().any(|word| start.contains(word))
         };

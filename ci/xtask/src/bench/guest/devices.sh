@@ -78,10 +78,17 @@ null_blk() {
     disk=/dev/nullb0
     undo="rmdir $null"
 }
+# Every block has its memory before anything is measured.
+fill() {
+    quietly fio --name=fill --filename="$disk" --direct=1 --rw=write --bs=1m --size=256m --buffer_pattern=0xb10c ||
+        fail "fio failed to fill $disk"
+}
 blockhaus() {
     set -- "$@" --queues "$queues" --depth "$depth"
+    case $* in *"--engine nbd"*) modprobe nbd 2>"$log" || { give_up "this kernel has no nbd:"; return; } ;; esac
     disk=$("$payload/blockhaus" attach "$@" 2>"$log") || { give_up "blockhaus attach $* failed:"; return; }
     undo="$payload/blockhaus detach $disk"
+    case $1 in ram:*) fill ;; esac
 }
 rublk() {
     quietly "$payload/rublk" add "$@" -n 9 -q "$queues" -d "$depth" || { give_up "rublk add $* failed:"; return; }
@@ -112,11 +119,7 @@ nbd() {
     quietly nbd-client -unix "$socket" /dev/nbd0 -b 512 || { give_up "nbd-client failed:"; kill $server; return 1; }
     disk=/dev/nbd0
     undo=nbd_end
-    case $* in
-        # Every block has its memory before anything is measured.
-        *memory*) quietly fio --name=fill --filename=$disk --direct=1 --rw=write --bs=1m --size=256m \
-            --buffer_pattern=0xb10c || fail "fio failed to fill $disk" ;;
-    esac
+    case $* in *memory*) fill ;; esac
 }
 nbd_end() {
     nbd-client -d /dev/nbd0 && kill $server && wait $server
@@ -174,6 +177,6 @@ words() {
         *) fail "there is no load $2" ;;
     esac
     size=4g
-    case $1 in *-file* | *-memory) size=${file_mib}m ;; esac
+    case $1 in *-file* | *-memory*) size=${file_mib}m ;; esac
     load="--direct=1 --ioengine=io_uring --norandommap --randrepeat=1 --size=$size --output-format=json $load"
 }
