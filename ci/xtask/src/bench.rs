@@ -2,7 +2,7 @@
 //!
 //! device, mode, plan (what is measured, and the script) → measure (in machines or here, with peer's
 //! servers) → results → table, bars, chart, page (figures for people, for programs, for a bar).
-//! nbd and map are apart: ours beside nbdkit on this machine, and instructions by symbol.
+//! map is apart: instructions by symbol.
 
 mod about;
 mod bars;
@@ -11,7 +11,6 @@ mod device;
 mod map;
 mod measure;
 mod mode;
-mod nbd;
 mod number;
 mod page;
 mod peer;
@@ -69,14 +68,11 @@ pub struct Args {
         conflicts_with_all = ["quick", "runs", "all", "json", "nbd", "assert", "clock", "scale"]
     )]
     map: Option<String>,
-    /// Measure NBD instead, by the clock and on this machine: ours beside nbdkit
-    #[arg(
-        long,
-        group = "by_clock",
-        conflicts_with_all = ["quick", "only", "all", "json", "out", "assert", "clock", "scale", "kernel"]
-    )]
+    /// Measure NBD servers instead, by the clock and on this machine: ours beside nbdkit, qemu-nbd and one with
+    /// nothing behind it
+    #[arg(long, group = "by_clock", conflicts_with_all = ["all", "clock", "scale", "kernel", "host"])]
     nbd: bool,
-    /// How long each load runs by the clock: three seconds if nothing is said, four with --nbd
+    /// How long each load runs by the clock: three seconds if nothing is said
     #[arg(
         long,
         value_name = "SECONDS",
@@ -84,9 +80,6 @@ pub struct Args {
         value_parser = clap::value_parser!(u32).range(1..=600)
     )]
     seconds: Option<u32>,
-    /// Fail when --nbd finds fewer than this many times nbdkit's IOPS under any load
-    #[arg(long, value_name = "FACTOR", requires = "nbd")]
-    assert_nbdkit: Option<f64>,
     /// Write the figures there as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -107,6 +100,7 @@ pub struct Args {
 impl Args {
     fn mode(&self) -> Mode {
         match (self.clock, self.scale) {
+            _ if self.nbd => Mode::Nbd,
             (false, false) => Mode::Count,
             (false, true) => Mode::CountScale,
             (true, false) => Mode::Clock,
@@ -121,7 +115,7 @@ impl Args {
             false => device::DEVICES.iter().filter(|device| self.only.contains(device)).collect(),
         };
         if let Some(device) = devices.iter().find(|device| !mode.takes(device)) {
-            bail!("{} cannot be scaled; blockhaus' devices and loop-file can", device.name);
+            bail!("{} is not for this measurement; {} are", device.name, names(&mode.devices(true)));
         }
         let mut plan = Plan::new(mode, devices, self.quick, self.runs);
         plan.seconds = self.seconds.unwrap_or(plan.seconds);
@@ -144,16 +138,16 @@ impl Args {
 
 /// Measure, print, and judge when that was asked for.
 pub fn main(args: &Args) -> Result<ExitCode> {
-    if args.nbd {
-        return nbd::main(args.runs.unwrap_or(3), args.seconds.unwrap_or(4), args.assert_nbdkit);
-    }
     if let Some(column) = &args.map {
         return map::main(&args.kernel, column, &args.only, args.out.as_deref()).map(|()| ExitCode::SUCCESS);
     }
     let plan = args.plan()?;
     let began = Instant::now();
-    let (results, machine) =
-        if args.host { measure::here(&plan)? } else { measure::in_machines(&args.kernel, &plan)? };
+    let (results, machine) = if args.host || args.nbd {
+        measure::here(&plan)?
+    } else {
+        measure::in_machines(&args.kernel, &plan)?
+    };
     let about = About::this_run(&machine, &results)?;
     let verdicts = bars::verdicts(&plan, &results, args.assert);
     let report = Report { plan: &plan, results: &results, about: &about, verdicts: &verdicts };
@@ -177,6 +171,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         success &= verdict.met == Some(true);
     }
     Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn names(devices: &[&Device]) -> String {
+    devices.iter().map(|device| device.name).collect::<Vec<_>>().join(", ")
 }
 
 fn say_bars(verdicts: &[Verdict]) {
@@ -208,7 +206,7 @@ mod tests {
             "--quick --runs 2",
             "--seconds 5",
             "--nbd --kernel 6.12",
-            "--nbd --only loop-file",
+            "--nbd --host",
             "--clock --nbd",
             "--host",
         ] {

@@ -17,6 +17,8 @@ enum Bound {
     AtMost(f64),
     /// At least so many times the highest of them.
     AtLeast(f64),
+    /// At least so many times the first of them, or so many times the second, whichever is lower.
+    AtLeastEither(f64, f64),
     /// At most this, whatever others have.
     NoMoreThan(f64),
 }
@@ -45,7 +47,7 @@ const LARGE: [&str; 2] = [LOADS[3], LOADS[4]];
 
 /// The bars of a mode.
 fn bars(mode: Mode) -> Vec<Bar> {
-    use Bound::{AtLeast, AtMost, NoMoreThan};
+    use Bound::{AtLeast, AtLeastEither, AtMost, NoMoreThan};
     let bar = |ours: Cell, theirs: Vec<Cell>, metric, bound| Bar { ours, theirs, metric, bound };
     let against = |ours: &'static str, column: &'static str, names: &[&'static str], metric, bound| {
         bar((ours, column), names.iter().map(|name| (*name, column)).collect(), metric, bound)
@@ -103,6 +105,22 @@ fn bars(mode: Mode) -> Vec<Bar> {
             }
         }
         Mode::ClockScale => {}
+        Mode::Nbd => {
+            for (ours, peer) in [
+                ("blockhaus-memory-serve", "nbdkit-memory-serve"),
+                ("blockhaus-file-serve", "nbdkit-file-serve"),
+            ] {
+                for column in mode.columns() {
+                    bars.push(match column.starts_with("copy") {
+                        true => against(ours, column, &[peer], "gib_per_second", AtLeast(1.0)),
+                        false => {
+                            let theirs = [peer, "responder-null-serve"];
+                            against(ours, column, &theirs, "iops", AtLeastEither(1.5, 0.9))
+                        }
+                    });
+                }
+            }
+        }
     }
     bars
 }
@@ -145,12 +163,17 @@ impl Bar {
                 let ratio = ours / theirs;
                 let (met, words) = match bound {
                     Bound::AtLeast(factor) => (ratio >= factor, format!("at least {factor}")),
+                    Bound::AtLeastEither(first, second) => {
+                        let factor = if self.is_first(&name) { first } else { second };
+                        (ratio >= factor, format!("at least {factor}, the lower of two"))
+                    }
                     Bound::AtMost(factor) | Bound::NoMoreThan(factor) => {
                         (ratio <= factor, format!("at most {factor}"))
                     }
                 };
                 let figures = format!("{} against {}", shown(ours), shown(theirs));
                 let others = match self.theirs.len() {
+                    _ if matches!(bound, Bound::AtLeastEither(..)) => String::new(),
                     0 | 1 => String::new(),
                     all => format!(", the best of {} of {all}", self.measured(results)),
                 };
@@ -161,6 +184,10 @@ impl Bar {
             words: format!("{}: {what}: {measure}", if met { "met" } else { "missed" }),
             met: Some(met),
         }
+    }
+
+    fn is_first(&self, name: &str) -> bool {
+        self.theirs.first().is_some_and(|(device, _)| *device == name)
     }
 
     /// How many of theirs were measured.
@@ -175,8 +202,12 @@ impl Bar {
             let name = if device == self.ours.0 { column } else { device };
             results.median(device, column, self.metric).map(|value| (name.to_string(), value))
         };
-        let figures = self.theirs.iter().filter_map(figure);
+        let mut figures = self.theirs.iter().filter_map(figure);
         match self.bound {
+            Bound::AtLeastEither(first, second) => {
+                let (one, other) = (figures.next()?, figures.next()?);
+                Some(if one.1 * first <= other.1 * second { one } else { other })
+            }
             Bound::AtLeast(_) => figures.max_by(|a, b| a.1.total_cmp(&b.1)),
             Bound::AtMost(_) | Bound::NoMoreThan(_) => figures.min_by(|a, b| a.1.total_cmp(&b.1)),
         }
@@ -301,7 +332,7 @@ mod tests {
 
     #[test]
     fn every_bar_is_about_devices_and_columns_that_there_are() {
-        for mode in [Mode::Count, Mode::Clock, Mode::CountScale, Mode::ClockScale] {
+        for mode in [Mode::Count, Mode::Clock, Mode::CountScale, Mode::ClockScale, Mode::Nbd] {
             let usual = mode.devices(false);
             for bar in bars(mode) {
                 for (device, column) in bar.theirs.iter().chain([&bar.ours]) {
@@ -372,6 +403,29 @@ mod tests {
             }
         }
         assert_eq!(seen, bars(Mode::Count).len() + bars(Mode::Clock).len());
+    }
+
+    #[test]
+    fn of_two_bounds_the_lower_counts() {
+        let bars = bars(Mode::Nbd);
+        let bar = bars.iter().find(|bar| bar.metric == "iops").unwrap();
+        let [(device, column), (peer, _), (floor, _)] = [bar.ours, bar.theirs[0], bar.theirs[1]];
+        let judge = |ours: f64, peers: f64, floors: f64| {
+            let cells = [(device, ours), (peer, peers), (floor, floors)];
+            bar.judge(&results(&cells.map(|(device, value)| (device, column, "iops", value)))).met
+        };
+        // 1.5 times the peer's is the lower.
+        assert_eq!(
+            (judge(15_000.0, 10_000.0, 20_000.0), judge(14_999.0, 10_000.0, 20_000.0)),
+            (Some(true), Some(false))
+        );
+        // 0.9 times the floor is.
+        assert_eq!(
+            (judge(10_800.0, 10_000.0, 12_000.0), judge(10_799.0, 10_000.0, 12_000.0)),
+            (Some(true), Some(false))
+        );
+        let one = results(&[(device, column, "iops", 1.0), (peer, column, "iops", 1.0)]);
+        assert_eq!(bar.judge(&one).met, None, "the other is missing");
     }
 
     #[test]

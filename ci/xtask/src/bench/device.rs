@@ -19,6 +19,8 @@ pub enum Share {
     Usual,
     /// `--all`, or by name.
     OnDemand,
+    /// `--nbd`, which has nothing else: a server, and no block device.
+    Served,
 }
 
 /// What a load runs on.
@@ -53,7 +55,7 @@ impl Device {
 }
 
 use Owner::{Floor, Ours, Peer};
-use Share::{OnDemand, Usual};
+use Share::{OnDemand, Served, Usual};
 
 /// In the order of the tables.
 pub static DEVICES: &[Device] = &[
@@ -142,6 +144,29 @@ pub static DEVICES: &[Device] = &[
     device("blockhaus-file-nbd", "blockhaus file:$file --engine nbd", Ours, Usual)
         .alike(&["nbd-nbdkit-file", "nbd-qemu-file"]),
     device("blockhaus-file-fuse", "blockhaus file:$file --engine fuse", Ours, OnDemand),
+    device("nbdkit-memory-serve", "serve nbdkit -f -U $socket memory 4G", Peer, Served),
+    device(
+        "blockhaus-memory-serve",
+        "serve $payload/blockhaus serve --listen unix:$socket disk=ram:4G",
+        Ours,
+        Served,
+    )
+    .alike(&["nbdkit-memory-serve"]),
+    device("nbdkit-file-serve", "serve nbdkit -f -U $socket file $file", Peer, Served),
+    device(
+        "qemu-file-serve",
+        "serve qemu-nbd -k $socket -x disk -e 8 -t -f raw --aio=io_uring $file",
+        Peer,
+        Served,
+    ),
+    device(
+        "blockhaus-file-serve",
+        "serve $payload/blockhaus serve --listen unix:$socket disk=file:$file",
+        Ours,
+        Served,
+    )
+    .alike(&["nbdkit-file-serve", "qemu-file-serve"]),
+    device("responder-null-serve", "serve $payload/responder $socket 4294967296", Floor, Served),
 ];
 
 /// The device of this name.

@@ -1,11 +1,12 @@
 //! A plan carried out: in virtual machines, or on this machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::mode::Mode;
 use super::plan::{Place, Plan};
 use super::results::Results;
 use super::servers::{self, Ours, Server};
@@ -26,6 +27,15 @@ const HERE: &[Need] = &[
     Need::new("losetup", "mount"),
     Need::new("udevadm", "udev"),
     Need::new("nbd-client", "nbd-client"),
+    Need::new("nbdkit", "nbdkit"),
+    Need::new("qemu-nbd", "qemu-utils"),
+];
+
+/// What NBD servers and their clients need.
+const HERE_NBD: &[Need] = &[
+    Need::new("fio", "fio"),
+    Need::new("jq", "jq"),
+    Need::new("nbdcopy", "libnbd-bin"),
     Need::new("nbdkit", "nbdkit"),
     Need::new("qemu-nbd", "qemu-utils"),
 ];
@@ -71,15 +81,20 @@ pub fn in_machines(kernel: &str, plan: &Plan) -> Result<Measured> {
     Ok((results, about))
 }
 
-/// Measure `plan` on this machine, with its own ublk.
+/// Measure `plan` on this machine, with its own ublk where that is wanted.
 pub fn here(plan: &Plan) -> Result<Measured> {
     if plan.mode.counts() {
         bail!("instructions are counted in a virtual machine only; --host goes with --clock");
     }
-    refusal(Path::new("/dev/ublk-control").exists(), run::is_root()).map_or(Ok(()), |why| bail!("{why}"))?;
-    host::ensure(HERE)?;
+    let served = plan.mode == Mode::Nbd;
+    if let Some(why) = refusal(served || Path::new("/dev/ublk-control").exists(), served || run::is_root()) {
+        bail!("{why}");
+    }
+    host::ensure(if served { HERE_NBD } else { HERE })?;
     let mut results = Results::default();
-    let folder = paths::Scratch::new_in(&paths::workspace().join("target/bench"))?;
+    // Where files are served by whoever, a disk below would be what is measured.
+    let parent = if served { PathBuf::from("/dev/shm") } else { paths::workspace().join("target/bench") };
+    let folder = paths::Scratch::new_in(&parent)?;
     for item in payload(plan, &mut results)? {
         let to = folder.path().join(&item.name);
         std::fs::copy(&item.path, &to).with_context(|| format!("cannot copy {}", item.name))?;
@@ -100,7 +115,9 @@ pub fn here(plan: &Plan) -> Result<Measured> {
             std::fs::remove_dir_all(&files).context("cannot remove the round's files")?;
         }
     }
-    Ok((results, "this machine itself, its own kernel and ublk; the file lies on its disk".to_string()))
+    let where_to =
+        if served { "files lie in memory" } else { "its own kernel and ublk; the file lies on its disk" };
+    Ok((results, format!("this machine itself, {where_to}")))
 }
 
 /// Why this machine cannot be measured, if so.
@@ -173,7 +190,6 @@ fn run_here(script: &str, mut on_line: impl FnMut(&str)) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::super::device::named;
-    use super::super::mode::Mode;
     use super::*;
 
     #[test]

@@ -1,6 +1,6 @@
 //! The kinds of measurement, and what each of them counts.
 
-use super::device::{self, Device, Owner};
+use super::device::{self, Device, Owner, Share};
 
 /// A kind of measurement. Each has a machine, columns and figures of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum Mode {
     Clock,
     /// The same over jobs, queues and devices.
     ClockScale,
+    /// NBD servers by the clock, on this machine, with fio and nbdcopy as their clients.
+    Nbd,
 }
 
 /// One figure of a cell.
@@ -46,6 +48,9 @@ const CLOCKED: &[Metric] = &[
     metric("p999_us", "Latency p99.9, µs", true),
     metric("cpu_us", "CPU time per I/O, µs", true),
 ];
+
+const SERVED: &[Metric] =
+    &[metric("iops", "I/Os per second", false), metric("gib_per_second", "GiB per second", false)];
 
 /// The loads on one device, in the order of the tables.
 pub const LOADS: [&str; 5] =
@@ -83,6 +88,16 @@ const CLOCK_SCALE_COLUMNS: &[&str] = &[
     "4k-randwrite-qd64/devices-4",
 ];
 
+/// A disk is written whole first, so that each block has its memory.
+const NBD_COLUMNS: &[&str] = &[
+    "copy-in",
+    "4k-randread-qd64/connections-1",
+    "4k-randwrite-qd64/connections-1",
+    "4k-randread-qd64/connections-4",
+    "4k-randwrite-qd64/connections-4",
+    "copy-out",
+];
+
 const COUNT_NOTE: &str = "\
 Instructions of the whole guest: fio, block layer, driver and server together; one CPU, lower is better. \
 They do not show waiting, several CPUs or memory bandwidth. A peer has its own defaults.";
@@ -102,6 +117,11 @@ const CLOCK_SCALE_NOTE: &str = "\
 `jobs-N`: N jobs of depth 64 on a device with one queue. `queues-2`: two jobs on a device with two queues (loop \
 has no such choice). `devices-N`: a job on each of N devices.";
 
+const NBD_NOTE: &str = "\
+fio's nbd engine and nbdcopy over a Unix socket, clients and server on the same processors; disks and source lie in memory (/dev/shm). \
+`copy-in` and `copy-out`: nbdcopy of 4 GiB of random bytes to the server, and from it to nowhere. `responder` has nothing behind it \
+and keeps nothing (benches/nbd_responder.rs).";
+
 impl Mode {
     /// Its name in files and markers.
     pub fn name(self) -> &'static str {
@@ -110,6 +130,7 @@ impl Mode {
             Self::CountScale => "count-scale",
             Self::Clock => "clock",
             Self::ClockScale => "clock-scale",
+            Self::Nbd => "nbd",
         }
     }
 
@@ -120,6 +141,7 @@ impl Mode {
             Self::CountScale => "Instructions per I/O over depths and devices",
             Self::Clock => "Wall clock",
             Self::ClockScale => "Wall clock over jobs, queues and devices",
+            Self::Nbd => "NBD servers",
         }
     }
 
@@ -139,6 +161,7 @@ impl Mode {
             Self::Count => COUNTED,
             Self::CountScale => COUNTED_SCALE,
             Self::Clock | Self::ClockScale => CLOCKED,
+            Self::Nbd => SERVED,
         }
     }
 
@@ -148,6 +171,7 @@ impl Mode {
             Self::Count | Self::Clock => &LOADS,
             Self::CountScale => COUNT_SCALE_COLUMNS,
             Self::ClockScale => CLOCK_SCALE_COLUMNS,
+            Self::Nbd => NBD_COLUMNS,
         }
     }
 
@@ -162,6 +186,7 @@ impl Mode {
             Self::Count | Self::Clock => (1, 256),
             Self::ClockScale => (4, 64),
             Self::CountScale => (16, 64),
+            Self::Nbd => (1, 4096),
         }
     }
 
@@ -170,7 +195,7 @@ impl Mode {
         match self {
             Self::Count | Self::CountScale => &["instructions"],
             Self::Clock => &["iops", "p99_us", "cpu_us"],
-            Self::ClockScale => &["iops"],
+            Self::ClockScale | Self::Nbd => &["iops"],
         }
     }
 
@@ -178,8 +203,15 @@ impl Mode {
     pub fn devices(self, all: bool) -> Vec<&'static Device> {
         let names: &[&str] = match self {
             Self::Count | Self::Clock => {
-                let wanted = |device: &&Device| all || device.share == device::Share::Usual;
+                let wanted = |device: &&Device| match device.share {
+                    Share::Usual => true,
+                    Share::OnDemand => all,
+                    Share::Served => false,
+                };
                 return device::DEVICES.iter().filter(wanted).collect();
+            }
+            Self::Nbd => {
+                return device::DEVICES.iter().filter(|device| device.share == Share::Served).collect();
             }
             Self::CountScale => &["blockhaus-null", "loop-file", "blockhaus-file"],
             Self::ClockScale => &["loop-file", "blockhaus-file"],
@@ -187,9 +219,10 @@ impl Mode {
         names.iter().filter_map(|name| device::named(name)).collect()
     }
 
-    /// Whether it can make several of this device, with the depth and queues that it wants.
+    /// Whether it can measure this device, and make several of it with the depth and queues that it wants.
     pub fn takes(self, device: &Device) -> bool {
-        !self.scales() || device.owner == Owner::Ours || device.name == "loop-file"
+        (device.share == Share::Served) == (self == Self::Nbd)
+            && (!self.scales() || device.owner == Owner::Ours || device.name == "loop-file")
     }
 
     /// Whether `device` has this column: the kernel's loop device has neither queues to choose nor a server
@@ -205,6 +238,7 @@ impl Mode {
             Self::CountScale => &[COUNT_NOTE, SCALE_NOTE],
             Self::Clock => &[CLOCK_NOTE],
             Self::ClockScale => &[CLOCK_NOTE, CLOCK_SCALE_NOTE],
+            Self::Nbd => &[NBD_NOTE],
         }
     }
 
@@ -214,6 +248,7 @@ impl Mode {
             Self::Count => include_str!("guest/count.sh"),
             Self::CountScale => include_str!("guest/count-scale.sh"),
             Self::Clock | Self::ClockScale => include_str!("guest/clock.sh"),
+            Self::Nbd => include_str!("guest/nbd.sh"),
         }
     }
 }

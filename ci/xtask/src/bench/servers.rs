@@ -47,6 +47,10 @@ pub fn build(plan: &Plan, ours: Ours) -> Result<Vec<Server>> {
         };
         servers.push(Server { name, binary, version: None });
     }
+    if plan.has("/responder") {
+        let binary = guest_build::static_binary("blockhaus", Target::Example("nbd_responder"))?;
+        servers.push(Server { name: "responder", binary, version: None });
+    }
     if plan.has("rublk") {
         servers.push(Server { name: "rublk", binary: peer::rublk()?, version: None });
     }

@@ -6,7 +6,7 @@ use super::plan::Plan;
 use super::results::Results;
 
 /// Whom we are compared with.
-const PEERS: [&str; 3] = ["rublk", "kublk", "loop"];
+const PEERS: [&str; 6] = ["rublk", "kublk", "loop", "nbd", "nbdkit", "qemu"];
 
 /// Rows of cells, the first of them the head.
 #[derive(Debug, Default)]

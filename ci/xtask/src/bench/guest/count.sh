@@ -10,7 +10,7 @@ put() {
         *) count=$count_4k ;;
     esac
     # What takes two to four times as long is as exact with a quarter of the I/Os.
-    case $1 in nbd-*) count=$((count / 4)) ;; esac
+    case $1 in nbd-* | *-nbd) count=$((count / 4)) ;; esac
     count=${3:-$count}
     # Larger than the device means round again.
     fio --name=bench --filename="$disk" $load --number_ios="$count" --io_size="$((count * bytes))" \

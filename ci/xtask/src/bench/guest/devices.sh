@@ -54,6 +54,7 @@ if wants_file; then
         number=$((number + 1))
         fallocate -l "${file_mib}M" "$folder/disk$number" || fail "cannot make the file"
         quietly dd if=/dev/zero of="$folder/disk$number" bs=1M count="$file_mib" oflag=direct conv=notrunc ||
+            quietly dd if=/dev/zero of="$folder/disk$number" bs=1M count="$file_mib" conv=notrunc ||
             fail "cannot fill the file"
     done
     sync
@@ -103,10 +104,8 @@ kublk() {
     disk=/dev/ublkb9
     undo="$payload/kublk del -n 9"
 }
-# The kernel's own client, and a server in the background.
-nbd() {
-    modprobe nbd 2>"$log" || { give_up "this kernel has no nbd:"; return; }
-    [ ! -e /sys/block/nbd0/pid ] || { give_up "/dev/nbd0 is in use"; return; }
+# A server in the background that listens on the socket.
+serve() {
     rm -f "$socket"
     "$@" >"$log" 2>&1 &
     server=$!
@@ -116,6 +115,18 @@ nbd() {
         [ $tries -lt 100 ] && kill -0 $server 2>/dev/null || { give_up "$1 does not listen:"; return; }
         sleep 0.1
     done
+    undo=serve_end
+}
+serve_end() {
+    kill $server
+    # What a signal ends is no failure.
+    wait $server || true
+}
+# The kernel's own client of such a server.
+nbd() {
+    modprobe nbd 2>"$log" || { give_up "this kernel has no nbd:"; return; }
+    [ ! -e /sys/block/nbd0/pid ] || { give_up "/dev/nbd0 is in use"; return; }
+    serve "$@" || return
     quietly nbd-client -unix "$socket" /dev/nbd0 -b 512 || { give_up "nbd-client failed:"; kill $server; return 1; }
     disk=/dev/nbd0
     undo=nbd_end
