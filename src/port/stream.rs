@@ -193,10 +193,10 @@ impl Ring {
         self.transfers().in_flight()
     }
 
-    /// Receives what comes, at least a byte and as much as `buffer` has room for.
-    pub fn receive(&self, number: u32, socket: &Rc<Socket>, buffer: Buffer) -> io::Result<()> {
+    /// Receives what comes, at least a byte and as much as `buffer` has room for, but no more than `most`.
+    pub fn receive(&self, number: u32, socket: &Rc<Socket>, buffer: Buffer, most: usize) -> io::Result<()> {
         self.transfer(number, socket, |fd| {
-            let (start, len) = (buffer.at(buffer.end), buffer.room() as u32);
+            let (start, len) = (buffer.at(buffer.end), buffer.room().min(most) as u32);
             let entry = Entry::Receive { socket: fd, start, len, all: false };
             (Held::Received(buffer), entry)
         })
@@ -354,10 +354,10 @@ mod tests {
     #[test]
     fn a_buffer_is_the_rings_until_its_transfer_has_ended() {
         let (ring, (socket, mut theirs)) = (ring(), pair());
-        ring.receive(0, &socket, Buffer::new(100)).unwrap();
+        ring.receive(0, &socket, Buffer::new(100), 100).unwrap();
         assert!(ring.take_back(0).is_none());
-        assert!(ring.receive(0, &socket, Buffer::new(100)).is_err(), "the number is taken");
-        assert!(ring.receive(4, &socket, Buffer::new(100)).is_err(), "the number is not reserved");
+        assert!(ring.receive(0, &socket, Buffer::new(100), 100).is_err(), "the number is taken");
+        assert!(ring.receive(4, &socket, Buffer::new(100), 100).is_err(), "the number is not reserved");
         assert_eq!(ring.transfers_in_flight(), 1);
         theirs.write_all(b"hello").unwrap();
         assert_eq!(next(&ring).token(), Token::Front(0));
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn a_connection_that_is_forgotten_stays_open_until_its_transfers_have_ended() {
         let (ring, (socket, mut theirs)) = (ring(), pair());
-        ring.receive(0, &socket, Buffer::new(100)).unwrap();
+        ring.receive(0, &socket, Buffer::new(100), 100).unwrap();
         let fd = socket.as_raw_fd();
         drop(socket);
         let (other, _) = UnixStream::pair().unwrap();

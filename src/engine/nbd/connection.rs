@@ -16,6 +16,9 @@ use crate::port::stream::{Buffer, Socket};
 /// together fits.
 pub(super) const RECEIVE_BUFFER: usize = 272 << 10;
 
+/// Bytes that are received at once where long payloads come: the head of one, whose bytes then go right into their slots.
+pub(super) const RECEIVE_HEAD: usize = 4 << 10;
+
 /// Bytes of replies that are gathered while others are being sent. As above.
 pub(super) const SEND_BUFFER: usize = 272 << 10;
 
@@ -82,6 +85,8 @@ pub(super) struct Connection {
     pub receiving: Busy,
     /// Everything that was received has been looked at, and more is wanted.
     pub hungry: bool,
+    /// How much of it: what was received too much of a long payload has to be copied.
+    pub appetite: usize,
     pub payload: Option<Payload>,
     /// A request that waits for slots.
     pub parked: Option<Wanted>,
@@ -134,6 +139,7 @@ impl Connection {
             received: Some(buffer),
             receiving: Busy::No,
             hungry: false,
+            appetite: RECEIVE_BUFFER,
             payload: None,
             parked: None,
             waits_for_own: false,

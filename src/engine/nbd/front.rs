@@ -261,7 +261,8 @@ impl<'a> Front<'a> {
                 }
                 buffer.make_room();
                 connection.receiving = Busy::Buffer;
-                ring.receive(Self::receive_number(index), &connection.socket, buffer).map_err(failed)?;
+                let most = connection.appetite;
+                ring.receive(Self::receive_number(index), &connection.socket, buffer, most).map_err(failed)?;
             }
         }
         if connection.is_over() {

@@ -66,7 +66,7 @@ impl Socket {
     /// A connection within this machine: the end that is served, and one that the kernel gets, which blocks.
     pub fn pair_with_kernel() -> io::Result<(Socket, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
-        let _ = setsockopt(&theirs, sockopt::SndBuf, &SEND_BUFFER);
+        enlarge(&theirs);
         let ours = Socket::Unix(ours);
         ours.tune()?;
         Ok((ours, theirs.into()))
@@ -89,8 +89,7 @@ impl Socket {
     /// Makes it ready for much at once: no small packet waits for a larger one, and the kernel takes
     /// a good deal before the other side has.
     pub(super) fn tune(&self) -> io::Result<()> {
-        // More than the system allows is cut down by it.
-        let _ = setsockopt(self, sockopt::SndBuf, &SEND_BUFFER);
+        enlarge(self);
         match self {
             Socket::Tcp(stream) => {
                 stream.set_nodelay(true)?;
@@ -102,6 +101,14 @@ impl Socket {
             }
             Socket::Unix(stream) | Socket::Vsock(stream) => stream.set_nonblocking(true),
         }
+    }
+}
+
+/// Has the kernel take more at once to be sent; with CAP_NET_ADMIN all of [`SEND_BUFFER`], else what the system allows everybody
+/// (net.core.wmem_max).
+fn enlarge(socket: &impl AsFd) {
+    if setsockopt(socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &SEND_BUFFER);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Requests out of what a connection has received.
 
+use super::super::connection::{RECEIVE_BUFFER, RECEIVE_HEAD};
 use super::*;
 use crate::io::extents::{self, Extent};
 
@@ -49,7 +50,11 @@ impl Front<'_> {
                 self.touch(index);
                 Ok(Step::Again)
             }
-            Event::Request(wanted) => self.begin(index, wanted),
+            Event::Request(wanted) => {
+                let is_long = wanted.op == Op::Write && wanted.len as usize >= IN_PLACE + RECEIVE_HEAD;
+                connection.appetite = if is_long { RECEIVE_HEAD } else { RECEIVE_BUFFER };
+                self.begin(index, wanted)
+            }
         }
     }
 
@@ -227,6 +232,7 @@ impl Front<'_> {
             }
             connection.payload = Some(payload);
             if left < IN_PLACE {
+                connection.appetite = RECEIVE_BUFFER;
                 connection.hungry = true;
                 return Ok(Step::Done);
             }
