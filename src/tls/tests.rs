@@ -11,7 +11,7 @@ use super::*;
 #[path = "../../tests/harness/certificates.rs"]
 mod certificates;
 
-use certificates::{Authority, Good, all_well};
+use certificates::{Authority, NOW, all_well};
 
 /// A socket as a test likes it: it waits, for a while.
 fn patient(socket: Socket) -> UnixStream {
@@ -144,14 +144,14 @@ fn a_server_that_is_not_who_it_should_be_is_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let authority = all_well(&path("well"));
-    for (name, good) in [("expired", Good::NoLonger), ("early", Good::NotYet)] {
+    for (name, years) in [("expired", 2020..2021), ("early", 2110..2120)] {
         authority.is_trusted_in(&path(name));
-        authority.certify(&path(name), "server", &["localhost"], good);
+        authority.certify(&path(name), "server", &["localhost"], years);
     }
     let stranger = Authority::new("another CA");
-    stranger.certify(&path("stranger"), "server", &["localhost"], Good::Now);
+    stranger.certify(&path("stranger"), "server", &["localhost"], NOW);
     authority.is_trusted_in(&path("revoked"));
-    let number = authority.certify(&path("revoked"), "server", &["localhost"], Good::Now);
+    let number = authority.certify(&path("revoked"), "server", &["localhost"], NOW);
     authority.revoke(&path("revoked"), number);
     for (server, client, name, said) in [
         ("expired", "well", "localhost", &["expired", "new certificate"][..]),
@@ -209,11 +209,11 @@ fn a_client_without_a_certificate_that_counts_gets_nothing() {
     let authority = all_well(&path("well"));
     authority.is_trusted_in(&path("none"));
     authority.is_trusted_in(&path("expired"));
-    authority.certify(&path("expired"), "client", &["c"], Good::NoLonger);
+    authority.certify(&path("expired"), "client", &["c"], 2020..2021);
     authority.is_trusted_in(&path("stranger"));
-    Authority::new("another CA").certify(&path("stranger"), "client", &["c"], Good::Now);
+    Authority::new("another CA").certify(&path("stranger"), "client", &["c"], NOW);
     authority.is_trusted_in(&path("revoked"));
-    let number = authority.certify(&path("revoked"), "client", &["c"], Good::Now);
+    let number = authority.certify(&path("revoked"), "client", &["c"], NOW);
     authority.revoke(&path("well"), number);
     for name in ["none", "expired", "stranger", "revoked"] {
         let (theirs, ours) = Socket::pair().unwrap();

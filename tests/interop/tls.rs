@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use blockhaus::tls::ClientConfig;
 
-use crate::certificates::{Authority, Good, all_well};
+use crate::certificates::{Authority, NOW, all_well};
 use crate::raw::{Client, FLUSH, READ, STARTTLS, go, option, request};
 use crate::server::{Server, folder};
 use crate::tools::{refused, tool};
@@ -99,7 +99,7 @@ fn libnbd_refuses_a_server_that_is_another() {
     let home = folder();
     let pki = home.path().join("pki");
     let authority = all_well(&pki);
-    authority.certify(&pki, "server", &["elsewhere.example"], Good::Now);
+    authority.certify(&pki, "server", &["elsewhere.example"], NOW);
     Authority::new("another CA").is_trusted_in(&home.path().join("other"));
     let server = served_in(home, &["--tls", "required"]);
     for trusted in ["pki", "other"] {
@@ -120,15 +120,15 @@ fn a_client_needs_a_certificate_where_one_is_demanded() {
     let pki = home.path().join("pki");
     let authority = all_well(&pki);
     authority.is_trusted_in(&home.path().join("none"));
-    for (name, good) in [("expired", Good::NoLonger), ("well", Good::Now), ("revoked", Good::Now)] {
+    for (name, years) in [("expired", 2020..2021), ("well", NOW), ("revoked", NOW)] {
         authority.is_trusted_in(&home.path().join(name));
-        let number = authority.certify(&home.path().join(name), "client", &["c"], good);
+        let number = authority.certify(&home.path().join(name), "client", &["c"], years);
         if name == "revoked" {
             authority.revoke(&pki, number);
         }
     }
     authority.is_trusted_in(&home.path().join("stranger"));
-    Authority::new("another CA").certify(&home.path().join("stranger"), "client", &["c"], Good::Now);
+    Authority::new("another CA").certify(&home.path().join("stranger"), "client", &["c"], NOW);
     let mut server = served_in(home, &["--tls", "required", "--tls-verify-peer"]);
     for name in ["none", "expired", "stranger", "revoked"] {
         refused("libnbd-bin", "nbdinfo", &[&uri(&server, "nbds", name)], server.folder());
