@@ -27,6 +27,25 @@ pub fn refused(package: &str, program: &str, arguments: &[&str], folder: &Path) 
     String::from_utf8_lossy(&all).into_owned()
 }
 
+/// What programs by libnbd begin with.
+const LIBNBD: &str = r#"
+import errno, nbd
+h = nbd.NBD()
+def fails(number, call, *arguments, **more):
+    try:
+        call(*arguments, **more)
+    except nbd.Error as error:
+        assert error.errnum == number, (error, number)
+    else:
+        raise SystemExit("it worked: %r" % (arguments,))
+"#;
+
+/// Runs a program in Python by libnbd; returns what it prints.
+pub fn libnbd(program: &str, folder: &Path) -> String {
+    // Debian's module belongs to Debian's interpreter.
+    tool("python3-libnbd", "/usr/bin/python3", &["-c", &[LIBNBD, program].concat()], folder)
+}
+
 fn nbdinfo(server: &Server, arguments: &[&str]) -> String {
     tool("libnbd-bin", "nbdinfo", arguments, server.folder())
 }
@@ -226,17 +245,8 @@ fn libnbd_without_manners_gets_errors_and_goes_on() {
     let server = Server::start(&["--block-size", "512", "ram:1M"]);
     let script = format!(
         r#"
-import errno, nbd
-h = nbd.NBD()
 h.connect_uri({uri:?})
 h.set_strict_mode(0)
-def fails(number, call, *arguments, **more):
-    try:
-        call(*arguments, **more)
-    except nbd.Error as error:
-        assert error.errnum == number, (error, number)
-    else:
-        raise SystemExit("it worked: %r" % (arguments,))
 fails(errno.EINVAL, h.pread, 512, 1 << 20)
 fails(errno.EINVAL, h.pread, 512, (1 << 63) - 512)
 fails(errno.EINVAL, h.pread, 100, 0)
@@ -257,8 +267,7 @@ h.shutdown()
 "#,
         uri = server.uri()
     );
-    // Debian's module belongs to Debian's interpreter.
-    tool("python3-libnbd", "/usr/bin/python3", &["-c", &script], server.folder());
+    libnbd(&script, server.folder());
 }
 
 /// Whose last bytes are no block, and whose middle is none either.
