@@ -175,10 +175,9 @@ fn libnbd_hears_chunks_and_extents() {
     let home = folder();
     for spec in specs(home.path(), "16M") {
         let server = Server::start(&[&spec]);
-        let script = format!(
-            r#"
+        let program = r#"
 h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-h.connect_uri({uri:?})
+h.connect_uri(given)
 assert h.get_structured_replies_negotiated() and h.can_df() and h.can_fast_zero() and h.can_cache()
 assert h.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
 M = 1 << 20
@@ -220,10 +219,8 @@ fails(errno.EINVAL, h.zero, M, 0, 1 << 9)
 fails(errno.EINVAL, h.pread, 512, 0, nbd.CMD_FLAG_REQ_ONE)
 assert extents(2 * M, 0) == [2 * M, 3]
 h.shutdown()
-"#,
-            uri = server.uri()
-        );
-        libnbd(&script, server.folder());
+"#;
+        libnbd(program, server.uri(), server.folder());
     }
 }
 
@@ -231,10 +228,9 @@ h.shutdown()
 #[test]
 fn libnbd_negotiates_step_by_step() {
     let server = Server::start(&["disk=ram:1M", "other=ram:2M"]);
-    let script = format!(
-        r#"
+    let program = r#"
 h.set_opt_mode(True)
-h.connect_unix({socket:?})
+h.connect_unix(given)
 names = []
 h.opt_list(lambda name, description: names.append((name, description)) and 0)
 assert names == [("disk", "ram:1M"), ("other", "ram:2M")], names
@@ -254,10 +250,8 @@ h.add_meta_context("other:context")
 h.opt_go()
 assert h.get_size() == 1 << 20 and h.can_meta_context("base:allocation") and not h.can_meta_context("other:context")
 h.shutdown()
-"#,
-        socket = server.socket().display().to_string()
-    );
-    libnbd(&script, server.folder());
+"#;
+    libnbd(program, server.socket().to_str().unwrap(), server.folder());
 }
 
 /// nbdkit between us and who writes: its filter lets no write through, and fails one of data that are not there already.

@@ -23,20 +23,18 @@ fn image(folder: &Path) -> Vec<u8> {
 #[test]
 fn libnbd_starts_it_at_standard_input_and_output_and_it_ends_with_its_client() {
     let home = folder();
-    let script = format!(
-        r#"
+    let program = r#"
 for round in range(3):
     h = nbd.NBD()
-    h.connect_command(["{PROGRAM}", "serve", "--stdio", "disk=file:disk.img,size=1M"])
+    h.connect_command([given, "serve", "--stdio", "disk=file:disk.img,size=1M"])
     assert h.get_size() == 1 << 20
     if round > 0:
         assert h.pread(512, 4096) == bytes([round - 1]) * 512
     h.pwrite(bytes([round]) * 512, 4096)
     h.shutdown()
     del h
-"#
-    );
-    assert_eq!(libnbd(&script, home.path()), "");
+"#;
+    assert_eq!(libnbd(program, PROGRAM, home.path()), "");
 }
 
 #[test]

@@ -29,7 +29,8 @@ pub fn refused(package: &str, program: &str, arguments: &[&str], folder: &Path) 
 
 /// What programs by libnbd begin with.
 const LIBNBD: &str = r#"
-import errno, nbd
+import errno, nbd, sys
+given = sys.argv[1]
 h = nbd.NBD()
 def fails(number, call, *arguments, **more):
     try:
@@ -40,10 +41,10 @@ def fails(number, call, *arguments, **more):
         raise SystemExit("it worked: %r" % (arguments,))
 "#;
 
-/// Runs a program in Python by libnbd; returns what it prints.
-pub fn libnbd(program: &str, folder: &Path) -> String {
+/// Runs a program in Python by libnbd, which is `given` a text; returns what it prints.
+pub fn libnbd(program: &str, given: &str, folder: &Path) -> String {
     // Debian's module belongs to Debian's interpreter.
-    tool("python3-libnbd", "/usr/bin/python3", &["-c", &[LIBNBD, program].concat()], folder)
+    tool("python3-libnbd", "/usr/bin/python3", &["-c", &[LIBNBD, program].concat(), given], folder)
 }
 
 fn nbdinfo(server: &Server, arguments: &[&str]) -> String {
@@ -243,9 +244,8 @@ fn a_read_only_export_is_one() {
 #[test]
 fn libnbd_without_manners_gets_errors_and_goes_on() {
     let server = Server::start(&["--block-size", "512", "ram:1M"]);
-    let script = format!(
-        r#"
-h.connect_uri({uri:?})
+    let program = r#"
+h.connect_uri(given)
 h.set_strict_mode(0)
 fails(errno.EINVAL, h.pread, 512, 1 << 20)
 fails(errno.EINVAL, h.pread, 512, (1 << 63) - 512)
@@ -264,10 +264,8 @@ h.trim(512, 0, flags=nbd.CMD_FLAG_FUA)
 h.flush()
 assert h.pread(512, 512) == b"y" * 512
 h.shutdown()
-"#,
-        uri = server.uri()
-    );
-    libnbd(&script, server.folder());
+"#;
+    libnbd(program, server.uri(), server.folder());
 }
 
 /// Whose last bytes are no block, and whose middle is none either.
