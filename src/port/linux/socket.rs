@@ -157,7 +157,7 @@ pub struct Lines<S> {
 }
 
 impl Lines<UnixStream> {
-    /// As [`connect`].
+    /// As `connect`.
     pub fn connect(path: &Path, limit: usize) -> io::Result<Lines<UnixStream>> {
         Ok(Lines::new(connect(path)?, limit))
     }
