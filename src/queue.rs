@@ -53,7 +53,8 @@ pub enum Arrival {
 /// is in service, and has one back when [`complete`](Self::complete) is called for it.
 pub trait FrontEnd {
     /// Asks for the first requests. From here on completions come. Who sends no commands is
-    /// [`notified`](Self::notified) once, since nothing else would end the first sleep.
+    /// [`notified`](Self::notified) once, of what came before this thread listened, and since nothing else would end
+    /// the first sleep.
     fn start(&mut self, ring: &Ring) -> Result<()> {
         ring.remote().notify_front();
         Ok(())
