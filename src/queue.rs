@@ -52,11 +52,20 @@ pub enum Arrival {
 /// A request names the slot that carries it. Slots are the front end's to give: it takes none that
 /// is in service, and has one back when [`complete`](Self::complete) is called for it.
 pub trait FrontEnd {
-    /// Asks for the first requests. From here on completions come.
-    fn start(&mut self, ring: &Ring) -> Result<()>;
+    /// Asks for the first requests. From here on completions come. Who sends no commands is
+    /// [`notified`](Self::notified) once, of what came before this thread listened, and since nothing else would end
+    /// the first sleep.
+    fn start(&mut self, ring: &Ring) -> Result<()> {
+        ring.remote().notify_front();
+        Ok(())
+    }
 
-    /// A command of this front end came back; yields the requests that it brought.
-    fn arrived(&mut self, ring: &Ring, number: u32, completion: &Completion) -> Result<Arrival>;
+    /// A command of this front end came back; yields the requests that it brought. Not called for who sends none.
+    fn arrived(&mut self, ring: &Ring, number: u32, completion: &Completion) -> Result<Arrival> {
+        let _ = (ring, completion);
+        debug_assert!(false, "this front end sends no commands, and {number} came back");
+        Ok(Arrival::Nothing)
+    }
 
     /// The next of many requests; asked until there is none, after [`Arrival::Many`], and after an
     /// [`end_turn`](Self::end_turn) that said so.

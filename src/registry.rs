@@ -283,12 +283,14 @@ impl Registry {
 mod tests {
     use super::*;
 
-    fn registry(name: &str) -> Registry {
-        let folder = std::env::temp_dir().join(format!("blockhaus-registry-{name}-{}", process::own_pid()));
-        let _ = fs::remove_dir_all(&folder);
-        let registry = Registry::at(folder);
-        registry.create().unwrap();
-        registry
+    impl Registry {
+        /// One in a folder of its own, which goes with what is yielded beside it.
+        pub(crate) fn temporary() -> (tempfile::TempDir, Registry) {
+            let folder = tempfile::tempdir().unwrap();
+            let registry = Registry::at(folder.path().join("run"));
+            registry.create().unwrap();
+            (folder, registry)
+        }
     }
 
     const SEVEN: DeviceName = DeviceName::ublk(7);
@@ -299,7 +301,7 @@ mod tests {
 
     #[test]
     fn an_entry_comes_back_as_it_was_written() {
-        let registry = registry("round-trip");
+        let (_folder, registry) = Registry::temporary();
         let entry = entry(SEVEN);
         assert!(entry.is_alive());
         registry.write(&entry).unwrap();
@@ -309,24 +311,22 @@ mod tests {
         assert!(registry.read(DeviceName::nbd(7)).is_none());
         assert_eq!(registry.remove(&entry, false).unwrap(), [registry.entry(SEVEN)]);
         assert!(registry.names().is_empty());
-        fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     #[test]
     fn files_of_a_later_server_with_the_same_id_stay() {
-        let registry = registry("later");
+        let (_folder, registry) = Registry::temporary();
         let mine = entry(SEVEN);
         let later = Entry { pid_start: mine.pid_start + 1, ..mine.clone() };
         registry.write(&later).unwrap();
         assert!(registry.remove(&mine, false).unwrap().is_empty());
         assert!(registry.read(SEVEN).is_some() && !later.is_alive());
         assert!(registry.remove_debris(SEVEN).unwrap().is_empty());
-        fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     #[test]
     fn files_of_a_later_device_of_the_same_server_stay() {
-        let registry = registry("later-device");
+        let (_folder, registry) = Registry::temporary();
         let old = Entry { identity: Some(1), ..entry(SEVEN) };
         let new = Entry { identity: Some(2), ..old.clone() };
         fs::write(registry.socket(SEVEN), "").unwrap();
@@ -334,12 +334,11 @@ mod tests {
         assert!(registry.remove(&old, false).unwrap().is_empty());
         assert_eq!(registry.read(SEVEN).unwrap().identity, Some(2));
         assert_eq!(registry.remove(&new, false).unwrap(), [registry.entry(SEVEN), registry.socket(SEVEN)]);
-        fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     #[test]
     fn broken_entries_are_debris_and_foreign_names_are_nothing() {
-        let registry = registry("broken");
+        let (_folder, registry) = Registry::temporary();
         for name in ["nbd3.json", "nbd3.log", "nbd03.json", "3.json", "x.json", "lock"] {
             fs::write(registry.folder().join(name), "{").unwrap();
         }
@@ -348,16 +347,14 @@ mod tests {
         assert!(names[&broken].1.is_none());
         assert_eq!(registry.remove_debris(broken).unwrap().len(), 2);
         assert!(registry.names().is_empty());
-        fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     #[test]
     fn the_lock_keeps_others_out() {
-        let registry = registry("lock");
+        let (_folder, registry) = Registry::temporary();
         let lock = registry.lock().unwrap();
         assert_eq!(registry.lock().unwrap_err().kind(), Kind::Deadline);
         drop(lock);
         registry.lock().unwrap();
-        fs::remove_dir_all(registry.folder()).unwrap();
     }
 }

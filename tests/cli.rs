@@ -22,21 +22,23 @@ const VERBS: [&str; 14] = [
 
 /// A folder of its own for the state, so that no test sees what runs on this machine.
 struct Host {
-    folder: PathBuf,
+    folder: tempfile::TempDir,
 }
 
 impl Host {
-    fn new(name: &str) -> Host {
-        let folder = std::env::temp_dir().join(format!("blockhaus-cli-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        Host { folder }
+    fn new() -> Host {
+        Host { folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// Where something of this name is in the folder.
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_blockhaus"))
             .args(arguments)
-            .env("BLOCKHAUS_RUN_DIR", self.folder.join("run"))
+            .env("BLOCKHAUS_RUN_DIR", self.path("run"))
             .output()
             .unwrap()
     }
@@ -61,14 +63,8 @@ impl Host {
 
     /// Whether nothing was left in the folder of the state.
     fn is_clean(&self) -> bool {
-        let files = std::fs::read_dir(self.folder.join("run")).into_iter().flatten().flatten();
+        let files = std::fs::read_dir(self.path("run")).into_iter().flatten().flatten();
         files.map(|file| file.file_name()).all(|name| name == "lock")
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -78,7 +74,7 @@ fn has_ublk() -> bool {
 
 #[test]
 fn every_verb_explains_itself() {
-    let host = Host::new("help");
+    let host = Host::new();
     let all = host.works(&["--help"]);
     for verb in VERBS {
         assert!(all.contains(verb), "{verb} is missing");
@@ -95,7 +91,7 @@ fn every_verb_explains_itself() {
 
 #[test]
 fn bad_input_names_the_thing_and_the_cure() {
-    let host = Host::new("bad");
+    let host = Host::new();
     for (arguments, said) in [
         (&["attach", "rma:1G"][..], &["rma", "did you mean ram?", "null, ram, file"][..]),
         (&["attach", "ram:1G,hugepage=yes"], &["hugepage", "did you mean hugepages?"]),
@@ -156,7 +152,7 @@ fn bad_input_names_the_thing_and_the_cure() {
 
 #[test]
 fn a_command_line_without_sense_is_usage() {
-    let host = Host::new("usage");
+    let host = Host::new();
     for arguments in [
         &["detach"][..],
         &["detach", "0", "--all"],
@@ -178,7 +174,7 @@ fn without_ublk_attach_says_so_in_one_sentence() {
     if has_ublk() {
         return;
     }
-    let host = Host::new("no-ublk");
+    let host = Host::new();
     for extra in [&["--json"][..], &["--foreground"]] {
         let text = host.fails(1, &[&["attach", "ram:1M", "--engine", "ublk"], extra].concat());
         assert_eq!(text.lines().count(), 1, "{text}");
@@ -197,7 +193,7 @@ fn without_ublk_attach_says_so_in_one_sentence() {
 
 #[test]
 fn an_empty_host_is_no_error() {
-    let host = Host::new("empty");
+    let host = Host::new();
     if has_ublk() {
         return;
     }
@@ -218,8 +214,8 @@ fn an_empty_host_is_no_error() {
 /// A server that has crashed is not as if there had never been one.
 #[test]
 fn a_server_that_crashed_is_in_the_metrics_until_it_is_cleaned_up() {
-    let host = Host::new("crashed");
-    let run = host.folder.join("run");
+    let host = Host::new();
+    let run = host.path("run");
     std::fs::create_dir_all(&run).unwrap();
     let entry = serde_json::json!({
         "pid": 1, "pid_start": 1, "boot": "another", "config": "/etc/gone.toml", "started_since_boot": 1,
@@ -237,8 +233,8 @@ fn a_server_that_crashed_is_in_the_metrics_until_it_is_cleaned_up() {
 
 #[test]
 fn gc_removes_what_a_server_of_an_earlier_life_left() {
-    let host = Host::new("gc");
-    let run = host.folder.join("run");
+    let host = Host::new();
+    let run = host.path("run");
     std::fs::create_dir_all(&run).unwrap();
     let id = 999_999;
     let entry = serde_json::json!({
@@ -265,10 +261,10 @@ fn gc_removes_what_a_server_of_an_earlier_life_left() {
 
 #[test]
 fn a_file_of_up_is_checked_before_anything_is_touched() {
-    let host = Host::new("up");
-    let path = host.folder.join("up.toml");
+    let host = Host::new();
+    let path = host.path("up.toml");
     let name = path.to_str().unwrap();
-    let image = host.folder.join("new.img");
+    let image = host.path("new.img");
     let write = |text: &str| std::fs::write(&path, text).unwrap();
     write(
         "[[device]]\nspec = \"ram:1M\"\nid = 3\n[[device]]\nspec = \"file:new.img,size=1M\"\nread-only = false\n",
@@ -315,8 +311,8 @@ fn up_without_ublk_says_so_and_leaves_nothing() {
     if has_ublk() {
         return;
     }
-    let host = Host::new("up-no-ublk");
-    let path = host.folder.join("up.toml");
+    let host = Host::new();
+    let path = host.path("up.toml");
     // Relative to the folder of the file, not to the one this runs in.
     let text = "[[device]]\nspec = \"ram:1M\"\nengine = \"ublk\"\n\
                 [[device]]\nspec = \"file:new.img,size=1M\"\nengine = \"ublk\"\n";
@@ -327,14 +323,14 @@ fn up_without_ublk_says_so_and_leaves_nothing() {
         std::fs::write(&path, text).unwrap();
         let error = host.fails(1, &["up", path.to_str().unwrap()]);
         assert!(error.contains("no ublk"), "{error}");
-        let left = |name: &str| host.folder.join(name).exists();
+        let left = |name: &str| host.path(name).exists();
         assert!(host.is_clean() && !left("new.img") && !left("other.img") && !left("s"));
     }
 }
 
 #[test]
 fn completions_and_manual_pages_know_every_verb() {
-    let host = Host::new("docs");
+    let host = Host::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = host.works(&["completions", shell]);
         for verb in VERBS {
@@ -345,14 +341,14 @@ fn completions_and_manual_pages_know_every_verb() {
         }
     }
     assert!(host.works(&["man"]).contains("blockhaus"));
-    let folder = host.folder.to_str().unwrap();
+    let folder = host.folder.path().to_str().unwrap();
     let said = host.works(&["man", folder]);
     for verb in VERBS {
-        let path = host.folder.join(format!("blockhaus-{verb}.1"));
+        let path = host.path(&format!("blockhaus-{verb}.1"));
         let page = std::fs::read_to_string(&path).unwrap();
         assert!(said.contains(path.to_str().unwrap()));
         assert!(page.contains(".SH SYNOPSIS") && page.contains(".SH DESCRIPTION"), "{page}");
     }
-    assert!(host.folder.join("blockhaus.1").exists());
-    assert!(!host.folder.join("blockhaus-isolated.1").exists());
+    assert!(host.path("blockhaus.1").exists());
+    assert!(!host.path("blockhaus-isolated.1").exists());
 }

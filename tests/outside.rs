@@ -44,9 +44,8 @@ fn binary() -> &'static Path {
 }
 
 fn run(arguments: &[&str]) -> Output {
-    let folder = std::env::temp_dir().join(format!("blockhaus-outside-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder can be made");
-    let run = folder.join("run");
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let run = folder.path().join("run");
     Command::new(binary()).args(arguments).env("BLOCKHAUS_RUN_DIR", run).output().expect("it runs")
 }
 
@@ -109,7 +108,8 @@ fn its_errors_read_like_ours() {
 
 #[test]
 fn the_file_of_up_takes_its_specs() {
-    let path = std::env::temp_dir().join(format!("blockhaus-outside-{}.toml", std::process::id()));
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("up.toml");
     let write = |text: &str| std::fs::write(&path, text).expect("a file can be written");
     let name = path.to_str().expect("text");
     write("[[device]]\nspec = \"veil:/a,key=x\"\n[[device]]\nspec = \"window:/b,start=1M\"\n");
@@ -117,7 +117,6 @@ fn the_file_of_up_takes_its_specs() {
     // Its paths are known to be paths.
     write("[[device]]\nspec = \"veil:/a,key=x\"\n[[device]]\nspec = \"window:/a,start=1M\"\n");
     assert!(fails(&["up", "--check", name]).contains("same file"));
-    std::fs::remove_file(path).expect("it is there");
 }
 
 /// What was tried with our versions of everything is what it is built with.

@@ -1,7 +1,7 @@
 //! The files in `ci` that packages install: systemd's unit and udev's rule.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 const UNIT: &str = "ci/systemd/blockhaus@.service";
@@ -124,12 +124,11 @@ fn systemd_takes_the_unit() {
     let Ok(version) = Command::new("systemd-analyze").arg("--version").output() else { return };
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     let number = version.split_whitespace().nth(1).and_then(|number| number.parse::<u32>().ok()).unwrap_or(0);
-    let folder: PathBuf = std::env::temp_dir().join(format!("blockhaus-unit-{}", std::process::id()));
-    fs::create_dir_all(&folder).expect("a folder");
+    let folder = tempfile::tempdir().expect("a folder");
     // The program need not be installed here.
     let text = read(UNIT).replace("/usr/bin/blockhaus", env!("CARGO_BIN_EXE_blockhaus"));
-    fs::write(folder.join("blockhaus@.service"), text).expect("a file");
-    let instance = folder.join("blockhaus@test.service");
+    fs::write(folder.path().join("blockhaus@.service"), text).expect("a file");
+    let instance = folder.path().join("blockhaus@test.service");
     let output = Command::new("systemd-analyze")
         .args(["verify", "--man=no"])
         .arg(&instance)
@@ -140,7 +139,6 @@ fn systemd_takes_the_unit() {
     let ours = said.lines().filter(|line| line.contains("blockhaus@"));
     let wrong: Vec<&str> = ours.filter(|line| number >= 253 || !line.contains("notify-reload")).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
-    fs::remove_dir_all(folder).expect("it is there");
 }
 
 #[test]

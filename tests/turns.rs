@@ -252,15 +252,6 @@ struct Loaded<'a> {
 const DEPTH: u16 = 8;
 
 impl FrontEnd for Loaded<'_> {
-    fn start(&mut self, ring: &Ring) -> Result<()> {
-        ring.remote().notify_front();
-        Ok(())
-    }
-
-    fn arrived(&mut self, _ring: &Ring, number: u32, _completion: &Completion) -> Result<Arrival> {
-        panic!("this front end sends no commands, and {number} came back")
-    }
-
     fn next(&mut self, _ring: &Ring) -> Result<Option<Io>> {
         if self.finished() {
             return Ok(None);
@@ -320,15 +311,6 @@ struct Endless<'a> {
 }
 
 impl FrontEnd for Endless<'_> {
-    fn start(&mut self, ring: &Ring) -> Result<()> {
-        ring.remote().notify_front();
-        Ok(())
-    }
-
-    fn arrived(&mut self, _ring: &Ring, number: u32, _completion: &Completion) -> Result<Arrival> {
-        panic!("this front end sends no commands, and {number} came back")
-    }
-
     fn next(&mut self, _ring: &Ring) -> Result<Option<Io>> {
         self.asked += 1;
         assert!(self.asked < 20_000_000, "nobody listens any more");

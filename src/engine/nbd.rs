@@ -23,7 +23,7 @@ mod server;
 
 pub use catalogue::{Catalogue, Encryption};
 pub use export::SLOT_SIZE;
-pub use exported::{Exported, MAX_DEPTH, Offer, Options};
+pub use exported::{Exported, Offer, Options};
 pub use report::Report;
 pub use server::Server;
 

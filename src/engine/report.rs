@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::port::thread::Scheduling;
+use crate::port::ring::Ring;
+use crate::port::thread::{self, CpuMask, Scheduling};
 
 /// A running device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,4 +66,25 @@ pub struct QueueThread {
     pub ring_flags: Vec<String>,
     /// Whether its buffers are registered with the ring.
     pub registered_buffers: bool,
+}
+
+impl QueueThread {
+    /// The calling thread, which serves `queue` by this ring.
+    pub(super) fn current(
+        queue: u16,
+        scheduling: Scheduling,
+        ring: &Ring,
+        registered_buffers: bool,
+    ) -> QueueThread {
+        let tid = thread::current_id();
+        QueueThread {
+            queue,
+            tid,
+            cpus: CpuMask::current().map_or_else(|_| "?".to_owned(), |cpus| cpus.to_string()),
+            io_flusher: thread::is_io_flusher(tid).unwrap_or(false),
+            scheduling,
+            ring_flags: ring.setup().split(' ').map(str::to_owned).collect(),
+            registered_buffers,
+        }
+    }
 }

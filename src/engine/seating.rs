@@ -3,11 +3,30 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Alarm;
+use super::{Alarm, QueueThread};
 use crate::error::{Error, Kind, Result};
+use crate::metrics::{QueueMetrics, Stats};
 use crate::port::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::port::clock::{Duration, Instant};
+use crate::port::system::cpu_count;
 use crate::port::thread::{self, JoinHandle};
+
+/// Most requests that a queue has in service at once.
+pub(super) const MAX_DEPTH: u16 = blockhaus_uapi::ublk::MAX_QUEUE_DEPTH;
+
+/// Refuses, as why `what` fails, so many queues of this depth where they cannot be.
+pub(super) fn check_shape(what: &str, queues: u16, depth: u16) -> Result<()> {
+    if depth == 0 || depth > MAX_DEPTH {
+        let why = format!("a depth of {depth} is outside 1 to {MAX_DEPTH}");
+        return Err(Error::invalid(what, why).cure("give --depth 128"));
+    }
+    let cpus = cpu_count();
+    if queues == 0 || queues > cpus {
+        let why = format!("{queues} queues on a machine of {cpus} processors");
+        return Err(Error::invalid(what, why).cure(format!("give --queues from 1 to {cpus}")));
+    }
+    Ok(())
+}
 
 /// How long a thread may take to make its buffers and its ring.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +62,26 @@ impl Thread {
 
 fn lock(end: &Mutex<End>) -> MutexGuard<'_, End> {
     end.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A queue of a disk: its thread, the handle by which others speak to it, and what it counts.
+pub(super) struct Queue<H> {
+    pub thread: Thread,
+    pub handle: H,
+    pub metrics: Arc<QueueMetrics>,
+}
+
+impl<H> Queue<H> {
+    /// What these have done.
+    pub fn stats(queues: &[Queue<H>]) -> Stats {
+        let metrics: Vec<_> = queues.iter().map(|queue| queue.metrics.clone()).collect();
+        Stats::of(&metrics)
+    }
+
+    /// Why one of these ended by itself, if one did.
+    pub fn failure(queues: &[Queue<H>]) -> Option<String> {
+        queues.iter().find_map(|queue| queue.thread.failure())
+    }
 }
 
 /// The threads of a disk while they are started; each has a `T` to say when it is ready.
@@ -111,6 +150,15 @@ impl<T: Send + 'static> Seating<T> {
             return Err(Error::new(kind, what, why));
         }
         Ok(ready)
+    }
+}
+
+impl Seating<QueueThread> {
+    /// As [`wait`](Self::wait), in the order of the queues.
+    pub fn wait_for_queues(self, what: impl Into<String>) -> Result<Vec<QueueThread>> {
+        let mut threads = self.wait(what)?;
+        threads.sort_by_key(|thread| thread.queue);
+        Ok(threads)
     }
 }
 

@@ -249,9 +249,7 @@ mod tests {
     /// An `up` can have exports besides its one device.
     #[test]
     fn a_forced_detach_from_a_hung_up_kills_nobody() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::at(folder.path().join("run"));
-        registry.create().unwrap();
+        let (_folder, registry) = Registry::temporary();
         let mut server = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = server.id() as i32;
         let pid_start = process::stat(pid).unwrap().start;

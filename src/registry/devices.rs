@@ -159,9 +159,7 @@ mod tests {
     use super::*;
 
     fn registry() -> (tempfile::TempDir, Registry) {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::at(folder.path().join("run"));
-        registry.create().unwrap();
+        let (folder, registry) = Registry::temporary();
         (folder, registry)
     }
 

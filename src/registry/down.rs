@@ -185,9 +185,7 @@ mod tests {
 
     #[test]
     fn the_devices_of_a_file_are_told_from_others() {
-        let folder = std::env::temp_dir().join(format!("blockhaus-down-{}", std::process::id()));
-        let registry = Registry::at(folder.clone());
-        registry.create().unwrap();
+        let (_folder, registry) = Registry::temporary();
         for (id, config) in [(3, Some("/a.toml")), (4, Some("/b.toml")), (5, Some("/a.toml")), (6, None)] {
             let entry = Entry { config: config.map(Into::into), ..entry(id) };
             registry.write(&entry).unwrap();
@@ -198,14 +196,11 @@ mod tests {
         assert_eq!(ids(Some("/a.toml")), [3, 5]);
         assert!(ids(Some("/c.toml")).is_empty());
         assert_eq!(ids(None), [3, 4, 5]);
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn what_a_dead_up_left_is_cleaned_up() {
-        let folder = std::env::temp_dir().join(format!("blockhaus-down-dead-{}", std::process::id()));
-        let registry = Registry::at(folder.clone());
-        registry.create().unwrap();
+        let (_folder, registry) = Registry::temporary();
         for id in [999_990, 999_991] {
             let entry = Entry { boot: "another".into(), ..entry(id) };
             registry.write(&Entry { config: Some("/a.toml".into()), ..entry }).unwrap();
@@ -215,6 +210,5 @@ mod tests {
             results.into_iter().map(|result| result.unwrap()).map(|done| (done.id, done.how)).collect();
         assert_eq!(how, [(999_990, "cleaned-up"), (999_991, "cleaned-up")]);
         assert!(registry.names().is_empty());
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

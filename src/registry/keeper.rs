@@ -94,9 +94,7 @@ mod tests {
 
     #[test]
     fn a_keeper_is_found_while_it_lives_and_its_file_is_the_devices() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::at(folder.path().join("run"));
-        registry.create().unwrap();
+        let (_folder, registry) = Registry::temporary();
         let (name, other) = (DeviceName::nbd(999_801), DeviceName::nbd(999_802));
         assert!(registry.keeper(name).is_none());
         registry.announce_keeper(name).unwrap();

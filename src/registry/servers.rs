@@ -189,9 +189,7 @@ mod tests {
 
     #[test]
     fn one_process_has_a_file_and_what_the_dead_left_goes() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::at(folder.path().join("run"));
-        registry.create().unwrap();
+        let (_folder, registry) = Registry::temporary();
         let config = Path::new("/etc/a.toml");
         let (server, _listener) = registry.announce_server(config).unwrap();
         let error = registry.announce_server(config).unwrap_err();

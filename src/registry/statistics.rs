@@ -184,19 +184,10 @@ mod tests {
 
     use super::*;
     use crate::engine::DeviceName;
-    use crate::port::process;
     use crate::port::socket::{self, Lines};
     use crate::registry::control::{MAX_REPLY, MAX_REQUEST, Reply};
 
     const NAME: DeviceName = DeviceName::ublk(7);
-
-    fn registry(name: &str) -> Registry {
-        let folder = std::env::temp_dir().join(format!("blockhaus-stats-{name}-{}", process::own_pid()));
-        let _ = std::fs::remove_dir_all(&folder);
-        let registry = Registry::at(folder);
-        registry.create().unwrap();
-        registry
-    }
 
     /// A server that says this to whoever asks first.
     fn server(registry: &Registry, replies: Vec<Reply>) -> std::thread::JoinHandle<()> {
@@ -220,7 +211,7 @@ mod tests {
     /// An `up` has more to say than fits one reply.
     #[test]
     fn disks_come_one_by_one_and_together_may_be_longer_than_a_reply() {
-        let registry = registry("many");
+        let (_folder, registry) = Registry::temporary();
         let entry = Entry::new(NAME, PathBuf::new(), "ram:1G");
         registry.write(&entry).unwrap();
         let disks: Vec<DiskStats> = (0..3).map(|_| disk("x".repeat(MAX_REPLY / 2))).collect();
@@ -229,12 +220,11 @@ mod tests {
         server.join().unwrap();
         assert_eq!(answers.len(), 1);
         assert_eq!(answers[0].disks.as_ref().unwrap().len(), 3);
-        std::fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     #[test]
     fn a_server_that_never_comes_to_an_end_is_not_listened_to_for_ever() {
-        let registry = registry("endless");
+        let (_folder, registry) = Registry::temporary();
         let entry = Entry::new(NAME, PathBuf::new(), "ram:1G");
         registry.write(&entry).unwrap();
         let listener = socket::listen(&registry.socket(NAME)).unwrap();
@@ -248,13 +238,12 @@ mod tests {
         let error = asked.disks(&registry, Deadline::after(PATIENCE / 8)).unwrap_err();
         assert_eq!(error.kind(), Kind::Deadline, "{error}");
         server.join().unwrap();
-        std::fs::remove_dir_all(registry.folder()).unwrap();
     }
 
     /// Its server lives on, as an `up` does.
     #[test]
     fn a_device_that_goes_while_it_is_asked_about_is_nobody_who_does_not_answer() {
-        let registry = registry("going");
+        let (_folder, registry) = Registry::temporary();
         let entry = Entry { identity: Some(1), ..Entry::new(NAME, PathBuf::new(), "ram:1G") };
         let asked = Asked::Device(Box::new(entry.clone()));
         let deadline = Deadline::after(PATIENCE);
@@ -268,6 +257,5 @@ mod tests {
         assert!(asked.has_ended(&registry));
         let asked = ask(&registry, asked, deadline).unwrap_or_else(|_| panic!("no thread"));
         assert!(asked.join().unwrap().is_none());
-        std::fs::remove_dir_all(registry.folder()).unwrap();
     }
 }

@@ -131,9 +131,7 @@ mod tests {
     /// The device is one that no machine has, so that nothing is ever left behind.
     #[test]
     fn a_keeper_goes_with_the_device() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::at(folder.path().join("run"));
-        registry.create().unwrap();
+        let (_folder, registry) = Registry::temporary();
         let name = DeviceName::nbd(999_803);
         let mut server = sleeper();
         let (pid, pid_start) = server.process();

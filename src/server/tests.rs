@@ -208,9 +208,7 @@ impl Scene {
     }
 
     fn with(jobs: Vec<Job>) -> Scene {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::at(folder.path().join("run"));
-        registry.create().unwrap();
+        let (folder, registry) = Registry::temporary();
         let (world, next) = (Arc::new(World::default()), Next::default());
         let of_make = world.clone();
         let make = move |plan: &Plan, added: Added<'_>| {

@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::world::{World, backing, is_gone, kill, tool, wait_until};
+use crate::waiting::wait_until;
+use crate::world::{World, backing, is_gone, kill, tool};
 
 #[test]
 fn a_disk_is_a_block_device_and_says_what_it_is() {

@@ -6,4 +6,6 @@ mod bytes;
 mod life;
 mod load;
 mod user;
+#[path = "../harness/waiting.rs"]
+mod waiting;
 mod world;

@@ -1,6 +1,7 @@
 //! Certificates made for one test, in files as qemu, nbdkit and libnbd name them.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,14 +19,8 @@ pub struct Authority {
     pem: String,
 }
 
-/// When a certificate is good.
-#[allow(dead_code, reason = "not every user of this file needs all of them")]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Good {
-    Now,
-    NoLonger,
-    NotYet,
-}
+/// Years in which a certificate is good now, and stays so.
+pub const NOW: Range<i32> = 2020..2120;
 
 impl Authority {
     pub fn new(name: &str) -> Authority {
@@ -44,8 +39,8 @@ impl Authority {
         fs::write(folder.join("ca-cert.pem"), &self.pem).unwrap();
     }
 
-    /// Writes a certificate and its key for a side: `server` or `client`. Yields its number.
-    pub fn certify(&self, folder: &Path, side: &str, names: &[&str], good: Good) -> u64 {
+    /// Writes a certificate, good in these years, and its key for a side: `server` or `client`. Yields its number.
+    pub fn certify(&self, folder: &Path, side: &str, names: &[&str], years: Range<i32>) -> u64 {
         fs::create_dir_all(folder).unwrap();
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -59,11 +54,8 @@ impl Authority {
             "server" => ExtendedKeyUsagePurpose::ServerAuth,
             _ => ExtendedKeyUsagePurpose::ClientAuth,
         }];
-        (params.not_before, params.not_after) = match good {
-            Good::Now => (date_time_ymd(2020, 1, 1), date_time_ymd(2120, 1, 1)),
-            Good::NoLonger => (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1)),
-            Good::NotYet => (date_time_ymd(2110, 1, 1), date_time_ymd(2120, 1, 1)),
-        };
+        params.not_before = date_time_ymd(years.start, 1, 1);
+        params.not_after = date_time_ymd(years.end, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(folder.join(format!("{side}-cert.pem")), certificate.pem()).unwrap();
         fs::write(folder.join(format!("{side}-key.pem")), key.serialize_pem()).unwrap();
@@ -94,7 +86,7 @@ impl Authority {
 pub fn all_well(folder: &Path) -> Authority {
     let authority = Authority::new("a CA");
     authority.is_trusted_in(folder);
-    authority.certify(folder, "server", &["localhost", "127.0.0.1", "::1"], Good::Now);
-    authority.certify(folder, "client", &["client.example"], Good::Now);
+    authority.certify(folder, "server", &["localhost", "127.0.0.1", "::1"], NOW);
+    authority.certify(folder, "client", &["client.example"], NOW);
     authority
 }

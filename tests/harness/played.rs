@@ -12,8 +12,8 @@ use blockhaus::io::extents::ANSWER_LEN;
 use blockhaus::io::{Flags, Io, IoResult, Op};
 use blockhaus::metrics::QueueMetrics;
 use blockhaus::port::remote::Remote;
-use blockhaus::port::ring::{Completion, Ring};
-use blockhaus::queue::{Arrival, Buffers, FrontEnd, Stack};
+use blockhaus::port::ring::Ring;
+use blockhaus::queue::{Buffers, FrontEnd, Stack};
 
 /// Longest request.
 pub const MAX_IO: u32 = 256 << 10;
@@ -162,14 +162,6 @@ fn with_slot<T>(buffers: &Buffers, slot: u16, len: usize, body: impl FnOnce(&mut
 }
 
 impl FrontEnd for TestFront<'_> {
-    fn start(&mut self, _ring: &Ring) -> Result<()> {
-        Ok(())
-    }
-
-    fn arrived(&mut self, _ring: &Ring, number: u32, _completion: &Completion) -> Result<Arrival> {
-        panic!("this front end sends no commands, and {number} came back")
-    }
-
     fn next(&mut self, _ring: &Ring) -> Result<Option<Io>> {
         let Some(slot) = self.free.pop() else { return Ok(None) };
         let Some((number, request)) = self.inbox.requests.lock().expect("no panic").pop_front() else {

@@ -2,8 +2,8 @@
 
 use blockhaus::error::Result;
 use blockhaus::io::{Flags, Io, IoResult, Op};
-use blockhaus::port::ring::{Completion, Ring};
-use blockhaus::queue::{Arrival, FrontEnd};
+use blockhaus::port::ring::Ring;
+use blockhaus::queue::FrontEnd;
 
 /// Keeps all slots busy until so many requests have ended.
 pub struct Straight<'a> {
@@ -28,15 +28,6 @@ impl<'a> Straight<'a> {
 }
 
 impl FrontEnd for Straight<'_> {
-    fn start(&mut self, ring: &Ring) -> Result<()> {
-        ring.remote().notify_front();
-        Ok(())
-    }
-
-    fn arrived(&mut self, _ring: &Ring, number: u32, _completion: &Completion) -> Result<Arrival> {
-        panic!("this front end sends no commands, and {number} came back")
-    }
-
     #[inline]
     fn next(&mut self, _ring: &Ring) -> Result<Option<Io>> {
         if self.left == 0 {

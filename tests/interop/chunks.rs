@@ -24,39 +24,45 @@ fn runs(answer: &Answer) -> Vec<(u64, u64)> {
     answer.runs.iter().map(|&Run { len, flags }| (len, flags)).collect()
 }
 
-/// Every boundary of a reply: copied, sent from its slot, from several; data, holes, both.
-#[test]
-fn what_is_read_in_chunks_is_what_was_written() {
+/// For every kind of disk, 64 MiB of zeros, with replies of both kinds.
+fn for_each_disk(mut body: impl FnMut(&str, Headers, &mut Client)) {
     let home = folder();
     for spec in specs(home.path(), "64M") {
         let server = Server::start(&[&spec]);
         for headers in CHUNKS {
             let mut client = Client::transmitting_with(&server.socket(), headers);
             client.call(headers, 0, WRITE_ZEROES, 0, 64 * MIB);
-            for len in [1u64, 511, 4096, 32 << 10, (32 << 10) + 1, 256 << 10, (256 << 10) + 4096, 3 * MIB] {
-                let data = pattern(len);
-                assert_eq!(client.put(headers, 4096, &data), 0);
-                for (offset, count) in [(4096, len), (0, len + 8192), (4095, len + 2), (4096 + len / 2, len)]
-                {
-                    let mut expected = [vec![0; 4096], data.clone(), vec![0; len as usize + 8192]].concat();
-                    expected = expected[offset as usize..(offset + count) as usize].to_vec();
-                    for flags in [0, DF] {
-                        let answer = client.call(headers, flags, READ, offset, count);
-                        assert_eq!(answer.error, 0);
-                        assert!(
-                            answer.bytes(offset, count as usize) == expected,
-                            "{headers:?} {len} {offset} {count}"
-                        );
-                        let told: usize = answer.data.iter().map(|(_, data)| data.len()).sum::<usize>()
-                            + answer.holes.iter().map(|hole| hole.1 as usize).sum::<usize>();
-                        assert_eq!(told as u64, count, "nothing is told twice");
-                        assert!(flags == 0 || (answer.holes.is_empty() && answer.data.len() == 1));
-                    }
-                }
-                client.call(headers, 0, WRITE_ZEROES, 0, 8 * MIB);
-            }
+            body(&spec, headers, &mut client);
         }
     }
+}
+
+/// Every boundary of a reply: copied, sent from its slot, from several; data, holes, both.
+#[test]
+fn what_is_read_in_chunks_is_what_was_written() {
+    for_each_disk(|_, headers, client| {
+        for len in [1u64, 511, 4096, 32 << 10, (32 << 10) + 1, 256 << 10, (256 << 10) + 4096, 3 * MIB] {
+            let data = pattern(len);
+            assert_eq!(client.put(headers, 4096, &data), 0);
+            for (offset, count) in [(4096, len), (0, len + 8192), (4095, len + 2), (4096 + len / 2, len)] {
+                let mut expected = [vec![0; 4096], data.clone(), vec![0; len as usize + 8192]].concat();
+                expected = expected[offset as usize..(offset + count) as usize].to_vec();
+                for flags in [0, DF] {
+                    let answer = client.call(headers, flags, READ, offset, count);
+                    assert_eq!(answer.error, 0);
+                    assert!(
+                        answer.bytes(offset, count as usize) == expected,
+                        "{headers:?} {len} {offset} {count}"
+                    );
+                    let told: usize = answer.data.iter().map(|(_, data)| data.len()).sum::<usize>()
+                        + answer.holes.iter().map(|hole| hole.1 as usize).sum::<usize>();
+                    assert_eq!(told as u64, count, "nothing is told twice");
+                    assert!(flags == 0 || (answer.holes.is_empty() && answer.data.len() == 1));
+                }
+            }
+            client.call(headers, 0, WRITE_ZEROES, 0, 8 * MIB);
+        }
+    });
 }
 
 #[test]
@@ -104,43 +110,31 @@ fn holes_are_not_sent() {
 
 #[test]
 fn block_status_tells_what_takes_space() {
-    let home = folder();
-    for spec in specs(home.path(), "64M") {
-        let server = Server::start(&[&spec]);
-        for headers in CHUNKS {
-            let mut client = Client::transmitting_with(&server.socket(), headers);
-            client.call(headers, 0, WRITE_ZEROES, 0, 64 * MIB);
-            assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 0, 64 * MIB)), [(64 * MIB, HOLE)]);
-            // At 2 MiB and at 8 MiB, whole pages of the largest kind.
-            for at in [2 * MIB, 8 * MIB] {
-                assert_eq!(client.put(headers, at, &pattern(2 * MIB)), 0);
-            }
-            let all = [(2 * MIB, HOLE), (2 * MIB, 0), (4 * MIB, HOLE), (2 * MIB, 0), (54 * MIB, HOLE)];
-            assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 0, 64 * MIB)), all, "{spec}");
-            assert_eq!(runs(&client.call(headers, REQ_ONE, BLOCK_STATUS, 0, 64 * MIB)), all[..1]);
-            assert_eq!(
-                runs(&client.call(headers, REQ_ONE, BLOCK_STATUS, 3 * MIB, 64 * MIB - 3 * MIB)),
-                [(MIB, 0)]
-            );
-            assert_eq!(
-                runs(&client.call(headers, 0, BLOCK_STATUS, 3 * MIB, 2 * MIB)),
-                [(MIB, 0), (MIB, HOLE)]
-            );
-            assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 4 * MIB - 1, 2)), [(1, 0), (1, HOLE)]);
-            client.call(headers, 0, TRIM, 2 * MIB, 2 * MIB);
-            let all = [(8 * MIB, HOLE), (2 * MIB, 0), (54 * MIB, HOLE)];
-            assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 0, 64 * MIB)), all);
-            // Zeros that keep their space may be told as either, but never as a hole that is none.
-            client.call(headers, NO_HOLE, WRITE_ZEROES, 8 * MIB, 2 * MIB);
-            assert_eq!(
-                client.call(headers, 0, READ, 8 * MIB, 2 * MIB).bytes(8 * MIB, 2 << 20),
-                vec![0; 2 << 20]
-            );
-            for (offset, len) in [(64 * MIB, 512), (0, 0), (0, 64 * MIB + 512), (u64::MAX - 511, 512)] {
-                assert_eq!(client.call(headers, 0, BLOCK_STATUS, offset, len).error, 22, "{offset} {len}");
-            }
+    for_each_disk(|spec, headers, client| {
+        assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 0, 64 * MIB)), [(64 * MIB, HOLE)]);
+        // At 2 MiB and at 8 MiB, whole pages of the largest kind.
+        for at in [2 * MIB, 8 * MIB] {
+            assert_eq!(client.put(headers, at, &pattern(2 * MIB)), 0);
         }
-    }
+        let all = [(2 * MIB, HOLE), (2 * MIB, 0), (4 * MIB, HOLE), (2 * MIB, 0), (54 * MIB, HOLE)];
+        assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 0, 64 * MIB)), all, "{spec}");
+        assert_eq!(runs(&client.call(headers, REQ_ONE, BLOCK_STATUS, 0, 64 * MIB)), all[..1]);
+        assert_eq!(
+            runs(&client.call(headers, REQ_ONE, BLOCK_STATUS, 3 * MIB, 64 * MIB - 3 * MIB)),
+            [(MIB, 0)]
+        );
+        assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 3 * MIB, 2 * MIB)), [(MIB, 0), (MIB, HOLE)]);
+        assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 4 * MIB - 1, 2)), [(1, 0), (1, HOLE)]);
+        client.call(headers, 0, TRIM, 2 * MIB, 2 * MIB);
+        let all = [(8 * MIB, HOLE), (2 * MIB, 0), (54 * MIB, HOLE)];
+        assert_eq!(runs(&client.call(headers, 0, BLOCK_STATUS, 0, 64 * MIB)), all);
+        // Zeros that keep their space may be told as either, but never as a hole that is none.
+        client.call(headers, NO_HOLE, WRITE_ZEROES, 8 * MIB, 2 * MIB);
+        assert_eq!(client.call(headers, 0, READ, 8 * MIB, 2 * MIB).bytes(8 * MIB, 2 << 20), vec![0; 2 << 20]);
+        for (offset, len) in [(64 * MIB, 512), (0, 0), (0, 64 * MIB + 512), (u64::MAX - 511, 512)] {
+            assert_eq!(client.call(headers, 0, BLOCK_STATUS, offset, len).error, 22, "{offset} {len}");
+        }
+    });
 }
 
 /// An answer has at most so many runs, and whoever asks again behind them hears of all.

@@ -6,11 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::raw::{Client, DISC, READ, WRITE, go, request};
 use crate::server::{Server, command, folder};
-use crate::tools::tool;
+use crate::tools::{libnbd, tool};
+use crate::waiting::wait_at_most;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_blockhaus");
 
@@ -23,21 +23,18 @@ fn image(folder: &Path) -> Vec<u8> {
 #[test]
 fn libnbd_starts_it_at_standard_input_and_output_and_it_ends_with_its_client() {
     let home = folder();
-    let script = format!(
-        r#"
-import nbd
+    let program = r#"
 for round in range(3):
     h = nbd.NBD()
-    h.connect_command(["{PROGRAM}", "serve", "--stdio", "disk=file:disk.img,size=1M"])
+    h.connect_command([given, "serve", "--stdio", "disk=file:disk.img,size=1M"])
     assert h.get_size() == 1 << 20
     if round > 0:
         assert h.pread(512, 4096) == bytes([round - 1]) * 512
     h.pwrite(bytes([round]) * 512, 4096)
     h.shutdown()
     del h
-"#
-    );
-    assert_eq!(tool("python3-libnbd", "/usr/bin/python3", &["-c", &script], home.path()), "");
+"#;
+    assert_eq!(libnbd(program, PROGRAM, home.path()), "");
 }
 
 #[test]
@@ -96,14 +93,8 @@ fn two_pipes_are_a_client_too() {
 }
 
 fn ends(child: &mut Child) -> std::process::ExitStatus {
-    let until = Instant::now() + Duration::from_secs(10);
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        assert!(Instant::now() < until, "it does not end");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_at_most(10, "its end", || child.try_wait().unwrap().is_some());
+    child.wait().unwrap()
 }
 
 #[test]
@@ -127,11 +118,7 @@ fn who_comes_by_inetd_has_a_server_of_its_own() {
 }
 
 fn when_there(socket: &Path) -> std::path::PathBuf {
-    let until = Instant::now() + Duration::from_secs(10);
-    while !socket.exists() {
-        assert!(Instant::now() < until, "{} is not there", socket.display());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_at_most(10, &socket.display().to_string(), || socket.exists());
     socket.to_path_buf()
 }
 

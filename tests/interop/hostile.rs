@@ -4,14 +4,10 @@
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
+use crate::raw::reply::{INVALID, TOO_BIG, UNKNOWN, UNSUPPORTED};
 use crate::raw::{Client, DISC, FLUSH, READ, WRITE, go, option, request};
 use crate::server::{Server, folder, specs};
-
-/// NBD_REP_ERR_*.
-const UNSUPPORTED: u32 = 1 << 31 | 1;
-const INVALID: u32 = 1 << 31 | 3;
-const UNKNOWN: u32 = 1 << 31 | 6;
-const TOO_BIG: u32 = 1 << 31 | 9;
+use crate::waiting::wait_at_most;
 
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
@@ -160,16 +156,7 @@ fn who_does_not_go_on_holds_up_nobody() {
     deaf.send(&reads);
     others_are_served(&mut server);
     // And what was asked is still answered, all of it.
-    let mut cookies: Vec<u64> = (0..1000)
-        .map(|_| {
-            let (cookie, error) = deaf.reply();
-            assert_eq!(error, 0);
-            deaf.receive(64 << 10);
-            cookie
-        })
-        .collect();
-    cookies.sort_unstable();
-    assert!(cookies.into_iter().eq(0..1000));
+    deaf.hears_reads(1000, 64 << 10);
     for client in &mut silent {
         client.send(&vec![1; (32 << 20) - 1000]);
         assert_eq!(client.reply(), (1, 0));
@@ -248,17 +235,11 @@ fn connections_are_limited_and_given_back() {
         assert!(one_more.is_closed());
         drop(clients);
         // Whoever left is noticed a moment later.
-        let until = Instant::now() + Duration::from_secs(5);
-        loop {
+        wait_at_most(5, "the end of all sockets but one", || {
             let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
             let sockets = open.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
-            let sockets = sockets.filter(|target| target.to_string_lossy().starts_with("socket:")).count();
-            if sockets == 1 {
-                break;
-            }
-            assert!(Instant::now() < until, "{sockets} sockets are still open");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+            sockets.filter(|target| target.to_string_lossy().starts_with("socket:")).count() == 1
+        });
     }
     others_are_served(&mut server);
 }

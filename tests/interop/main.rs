@@ -21,3 +21,5 @@ mod shared;
 mod tls;
 mod tools;
 mod up;
+#[path = "../harness/waiting.rs"]
+mod waiting;

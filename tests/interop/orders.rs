@@ -9,18 +9,13 @@ use std::time::{Duration, Instant};
 use blockhaus::nbd::Headers;
 use blockhaus::nbd::meta::{BASE_ALLOCATION, Question};
 
+use crate::raw::reply::{ACK, EXTENDED_REQUIRED, INVALID, META_CONTEXT, UNKNOWN, UNSUPPORTED};
 use crate::raw::{
     BLOCK_STATUS, CACHE, Client, EXTENDED_HEADERS, PAYLOAD_LEN, READ, SET_META_CONTEXT, STRUCTURED_REPLY,
     WRITE, WRITE_ZEROES, go, option, request_with,
 };
 use crate::server::Server;
-
-const ACK: u32 = 1;
-const META_CONTEXT: u32 = 4;
-const INVALID: u32 = 1 << 31 | 3;
-const UNKNOWN: u32 = 1 << 31 | 6;
-const EXTENDED_REQUIRED: u32 = 1 << 31 | 10;
-const UNSUPPORTED: u32 = 1 << 31 | 1;
+use crate::waiting::wait_until;
 
 const LIST: u32 = 3;
 const PEEK: u32 = 4;
@@ -231,16 +226,11 @@ fn memory_stays_within_its_budget_whatever_comes() {
     let took = peak_kib(server.pid()) - before;
     assert!(took < BUDGET_KIB, "{took} KiB, of {BUDGET_KIB}");
     drop(half_open);
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
-        // Those that are gone are noticed a moment later.
+    // Those that are gone are noticed a moment later.
+    wait_until("somebody to be let in", || {
         let mut client = UnixStream::connect(server.socket()).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        if client.read_exact(&mut [0; 18]).is_ok() {
-            break;
-        }
-        assert!(Instant::now() < until, "nobody is let in any more");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+        client.read_exact(&mut [0; 18]).is_ok()
+    });
     assert!(server.is_alive());
 }

@@ -31,6 +31,17 @@ pub const REQ_ONE: u16 = 1 << 3;
 pub const FAST_ZERO: u16 = 1 << 4;
 pub const PAYLOAD_LEN: u16 = 1 << 5;
 
+/// Kinds of replies to an option.
+pub mod reply {
+    pub const ACK: u32 = 1;
+    pub const META_CONTEXT: u32 = 4;
+    pub const UNSUPPORTED: u32 = 1 << 31 | 1;
+    pub const INVALID: u32 = 1 << 31 | 3;
+    pub const UNKNOWN: u32 = 1 << 31 | 6;
+    pub const TOO_BIG: u32 = 1 << 31 | 9;
+    pub const EXTENDED_REQUIRED: u32 = 1 << 31 | 10;
+}
+
 pub const STRUCTURED_REPLY: u32 = 8;
 pub const SET_META_CONTEXT: u32 = 10;
 pub const EXTENDED_HEADERS: u32 = 11;
@@ -293,6 +304,20 @@ impl Client {
         let head = self.receive(SimpleReply::SIZE);
         let head = SimpleReply::decode(head[..].try_into().unwrap()).expect("a simple reply");
         (head.cookie, head.error)
+    }
+
+    /// The replies to so many reads of `len` bytes, whose cookies count from 0, in whatever order.
+    pub fn hears_reads(&mut self, count: u64, len: usize) {
+        let mut cookies: Vec<u64> = (0..count)
+            .map(|_| {
+                let (cookie, error) = self.reply();
+                assert_eq!(error, 0);
+                self.receive(len);
+                cookie
+            })
+            .collect();
+        cookies.sort_unstable();
+        assert!(cookies.into_iter().eq(0..count));
     }
 
     /// A request and its reply, with the data of a read that went well.

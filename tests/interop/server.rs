@@ -1,9 +1,9 @@
 //! `blockhaus serve` as a child, in a folder of its own.
 
+use crate::waiting::wait_at_most;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
 
 /// A server that listens on a Unix socket; killed when it is dropped.
 pub struct Server {
@@ -98,11 +98,7 @@ impl Server {
 
     /// How it ended, which it must soon; and what it said on standard error.
     pub fn ended(mut self) -> (ExitStatus, String) {
-        let until = Instant::now() + Duration::from_secs(30);
-        while self.is_alive() {
-            assert!(Instant::now() < until, "the server does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_at_most(30, "the server's end", || !self.is_alive());
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (self.child.wait().unwrap(), said)

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use blockhaus::tls::ClientConfig;
 
-use crate::certificates::{Authority, Good, all_well};
+use crate::certificates::{Authority, NOW, all_well};
 use crate::raw::{Client, FLUSH, READ, STARTTLS, go, option, request};
 use crate::server::{Server, folder};
 use crate::tools::{refused, tool};
+use crate::waiting::{wait_at_most, wait_until};
 
 /// NBD_REP_*.
 const ACK: u32 = 1;
@@ -99,7 +100,7 @@ fn libnbd_refuses_a_server_that_is_another() {
     let home = folder();
     let pki = home.path().join("pki");
     let authority = all_well(&pki);
-    authority.certify(&pki, "server", &["elsewhere.example"], Good::Now);
+    authority.certify(&pki, "server", &["elsewhere.example"], NOW);
     Authority::new("another CA").is_trusted_in(&home.path().join("other"));
     let server = served_in(home, &["--tls", "required"]);
     for trusted in ["pki", "other"] {
@@ -120,15 +121,15 @@ fn a_client_needs_a_certificate_where_one_is_demanded() {
     let pki = home.path().join("pki");
     let authority = all_well(&pki);
     authority.is_trusted_in(&home.path().join("none"));
-    for (name, good) in [("expired", Good::NoLonger), ("well", Good::Now), ("revoked", Good::Now)] {
+    for (name, years) in [("expired", 2020..2021), ("well", NOW), ("revoked", NOW)] {
         authority.is_trusted_in(&home.path().join(name));
-        let number = authority.certify(&home.path().join(name), "client", &["c"], good);
+        let number = authority.certify(&home.path().join(name), "client", &["c"], years);
         if name == "revoked" {
             authority.revoke(&pki, number);
         }
     }
     authority.is_trusted_in(&home.path().join("stranger"));
-    Authority::new("another CA").certify(&home.path().join("stranger"), "client", &["c"], Good::Now);
+    Authority::new("another CA").certify(&home.path().join("stranger"), "client", &["c"], NOW);
     let mut server = served_in(home, &["--tls", "required", "--tls-verify-peer"]);
     for name in ["none", "expired", "stranger", "revoked"] {
         refused("libnbd-bin", "nbdinfo", &[&uri(&server, "nbds", name)], server.folder());
@@ -300,11 +301,7 @@ fn handshakes_of_tls_that_do_not_end_are_ended_and_hold_up_nobody() {
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
         names.filter(|name| name.trim() == "tls").count()
     };
-    let until = Instant::now() + Duration::from_secs(5);
-    while threads() > 0 {
-        assert!(Instant::now() < until, "{} threads are left", threads());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_at_most(5, "the end of the threads of TLS", || threads() == 0);
     others_are_served(&mut server);
 }
 
@@ -333,16 +330,7 @@ fn who_does_not_listen_under_tls_holds_up_nobody_and_gets_all_in_the_end() {
     let reads: Vec<u8> = (0..50).flat_map(|n| request(READ, n, 0, 256 << 10)).collect();
     deaf.send(&reads);
     others_are_served(&mut server);
-    let mut cookies: Vec<u64> = (0..50)
-        .map(|_| {
-            let (cookie, error) = deaf.reply();
-            assert_eq!(error, 0);
-            deaf.receive(256 << 10);
-            cookie
-        })
-        .collect();
-    cookies.sort_unstable();
-    assert!(cookies.into_iter().eq(0..50));
+    deaf.hears_reads(50, 256 << 10);
     // So it does when the server ends.
     deaf.send(&reads);
     deaf.receive(100);
@@ -471,11 +459,7 @@ fn foreign(program: &str) -> Foreign {
     let child = command.current_dir(home.path()).stdin(Stdio::null()).spawn();
     let child = child.unwrap_or_else(|error| panic!("{program}: {error}"));
     let foreign = Foreign { child, home, path };
-    let until = Instant::now() + Duration::from_secs(20);
-    while !foreign.path.exists() {
-        assert!(Instant::now() < until, "{program} does not listen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until(&format!("{program} to listen"), || foreign.path.exists());
     foreign
 }
 

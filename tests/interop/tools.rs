@@ -27,6 +27,26 @@ pub fn refused(package: &str, program: &str, arguments: &[&str], folder: &Path) 
     String::from_utf8_lossy(&all).into_owned()
 }
 
+/// What programs by libnbd begin with.
+const LIBNBD: &str = r#"
+import errno, nbd, sys
+given = sys.argv[1]
+h = nbd.NBD()
+def fails(number, call, *arguments, **more):
+    try:
+        call(*arguments, **more)
+    except nbd.Error as error:
+        assert error.errnum == number, (error, number)
+    else:
+        raise SystemExit("it worked: %r" % (arguments,))
+"#;
+
+/// Runs a program in Python by libnbd, which is `given` a text; returns what it prints.
+pub fn libnbd(program: &str, given: &str, folder: &Path) -> String {
+    // Debian's module belongs to Debian's interpreter.
+    tool("python3-libnbd", "/usr/bin/python3", &["-c", &[LIBNBD, program].concat(), given], folder)
+}
+
 fn nbdinfo(server: &Server, arguments: &[&str]) -> String {
     tool("libnbd-bin", "nbdinfo", arguments, server.folder())
 }
@@ -224,19 +244,9 @@ fn a_read_only_export_is_one() {
 #[test]
 fn libnbd_without_manners_gets_errors_and_goes_on() {
     let server = Server::start(&["--block-size", "512", "ram:1M"]);
-    let script = format!(
-        r#"
-import errno, nbd
-h = nbd.NBD()
-h.connect_uri({uri:?})
+    let program = r#"
+h.connect_uri(given)
 h.set_strict_mode(0)
-def fails(number, call, *arguments, **more):
-    try:
-        call(*arguments, **more)
-    except nbd.Error as error:
-        assert error.errnum == number, (error, number)
-    else:
-        raise SystemExit("it worked: %r" % (arguments,))
 fails(errno.EINVAL, h.pread, 512, 1 << 20)
 fails(errno.EINVAL, h.pread, 512, (1 << 63) - 512)
 fails(errno.EINVAL, h.pread, 100, 0)
@@ -254,11 +264,8 @@ h.trim(512, 0, flags=nbd.CMD_FLAG_FUA)
 h.flush()
 assert h.pread(512, 512) == b"y" * 512
 h.shutdown()
-"#,
-        uri = server.uri()
-    );
-    // Debian's module belongs to Debian's interpreter.
-    tool("python3-libnbd", "/usr/bin/python3", &["-c", &script], server.folder());
+"#;
+    libnbd(program, server.uri(), server.folder());
 }
 
 /// Whose last bytes are no block, and whose middle is none either.

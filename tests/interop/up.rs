@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::raw::{Client, FLUSH, READ, go, request};
+use crate::waiting::wait_until;
 
 mod statistics;
 
@@ -46,14 +47,6 @@ fn blockhaus_below(program: &str, folder: &Path) -> Command {
     command.current_dir(folder).stdin(Stdio::null());
     command.env("BLOCKHAUS_RUN_DIR", folder.join("run")).env_remove("NOTIFY_SOCKET");
     command
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 impl Up {
@@ -102,7 +95,7 @@ impl Up {
         fs::write(self.folder().join("up.toml"), text).unwrap();
         self.kill("-HUP");
         self.reloads += 1;
-        until("a reload", || self.log().matches(" now\n").count() == self.reloads);
+        wait_until("a reload", || self.log().matches(" now\n").count() == self.reloads);
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -124,7 +117,7 @@ impl Up {
     /// How it ended, which it must soon.
     fn ended(&mut self) -> ExitStatus {
         let mut status = None;
-        until("its end", || {
+        wait_until("its end", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
@@ -256,7 +249,7 @@ fn who_does_not_listen_is_cut_off_by_the_second_signal() {
     deaf.send(&reads);
     deaf.receive(1 << 20);
     up.kill("-TERM");
-    until("its word", || up.log().contains("SIGTERM"));
+    wait_until("its word", || up.log().contains("SIGTERM"));
     assert_eq!(up.listed().iter().map(|one| one.1.as_str()).collect::<Vec<_>>(), ["stopping"]);
     up.kill("-TERM");
     assert!(up.ended().success(), "{}", up.log());

@@ -122,17 +122,23 @@ batches! {
     Engine::Chain, 2: chain_seeds_0 0 chain_seeds_1 1
 }
 
+/// So often, all seeds together, what is named must have happened.
+fn are_met(outcomes: impl Iterator<Item = Outcome>, least: &[(&str, u64)]) {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for (what, count) in outcomes.flat_map(|outcome| outcome.counts) {
+        *counts.entry(what).or_default() += count;
+    }
+    eprintln!("{counts:?}");
+    for &(what, least) in least {
+        let count = counts.get(what).copied().unwrap_or(0);
+        assert!(count >= least, "{what} happened {count} times of {least}");
+    }
+}
+
 /// A world in which nothing goes wrong proves nothing: everything it can do must have happened.
 #[test]
 fn everything_is_met() {
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    for seed in 0..150 {
-        for (what, count) in scenario::run(seed, Wishes::default()).counts {
-            *counts.entry(what).or_default() += count;
-        }
-    }
-    eprintln!("{counts:?}");
-    for (what, least) in [
+    let least = [
         ("request", 10_000),
         ("deliver", 10_000),
         ("effect", 10_000),
@@ -159,23 +165,14 @@ fn everything_is_met() {
         ("request refused", 20),
         ("control lost", 5),
         ("node refused", 20),
-    ] {
-        let count = counts.get(what).copied().unwrap_or(0);
-        assert!(count >= least, "{what} happened {count} times of {least}");
-    }
+    ];
+    are_met((0..150).map(|seed| scenario::run(seed, Wishes::default())), &least);
 }
 
 /// What the NBD engine's worlds are to have met.
 #[test]
 fn everything_is_met_by_nbd() {
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    for seed in 0..30 {
-        for (what, count) in nbd::run(seed, None).counts {
-            *counts.entry(what).or_default() += count;
-        }
-    }
-    eprintln!("{counts:?}");
-    for (what, least) in [
+    let least = [
         ("ask", 2_000),
         ("reply", 2_000),
         ("transfer", 5_000),
@@ -188,32 +185,21 @@ fn everything_is_met_by_nbd() {
         ("kill", 10),
         ("disk error", 5),
         ("unflushed at power loss", 3),
-    ] {
-        let count = counts.get(what).copied().unwrap_or(0);
-        assert!(count >= least, "{what} happened {count} times of {least}");
-    }
+    ];
+    are_met((0..30).map(|seed| nbd::run(seed, None)), &least);
 }
 
 /// And what those of a chain are to have met.
 #[test]
 fn everything_is_met_by_a_chain() {
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    for seed in 0..15 {
-        for (what, count) in chain::run(seed, None).counts {
-            *counts.entry(what).or_default() += count;
-        }
-    }
-    eprintln!("{counts:?}");
-    for (what, least) in [
+    let least = [
         ("reply", 1_000),
         ("server behind gone", 15),
         ("kill", 25),
         ("power lost", 15),
         ("unflushed at power loss", 5),
-    ] {
-        let count = counts.get(what).copied().unwrap_or(0);
-        assert!(count >= least, "{what} happened {count} times of {least}");
-    }
+    ];
+    are_met((0..15).map(|seed| chain::run(seed, None)), &least);
 }
 
 /// The seed of BLOCKHAUS_SIM_SEED, or the first.

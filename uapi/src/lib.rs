@@ -17,8 +17,8 @@
 //! * A flag field has a flag type. Every bit pattern is a valid value of such a type, so what the
 //!   kernel wrote is kept whole even where it knows more bits than we do.
 //!
-//! Methods only pick bits apart or put them together. `tests/header.rs` compiles the newest
-//! packaged header of ublk and compares everything here with it, in both directions.
+//! Methods only pick bits apart or put them together. `tests/header` compiles the newest packaged
+//! headers and compares everything here with them, in both directions where all of one is spoken.
 #![no_std]
 
 #[macro_use]

@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn links_are_followed_and_one_asm_is_chosen() {
-        let scratch = paths::Scratch::new_in(&std::env::temp_dir().join("blockhaus-test")).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
         let tree = scratch.path().join("tree");
         let file = |name: &str| {
             let path = tree.join(name);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::line::{Lines, line};
 use super::seat::Seat;
 use super::{availability, helper, io_size, place};
-use crate::engine::seating::{Seating, Thread};
+use crate::engine::seating::{Queue, Seating, Thread, check_shape};
 use crate::engine::{Alarm, DeviceName, LiveDevice, Memory, QueueThread, Report, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::io::Capabilities;
@@ -16,12 +16,9 @@ use crate::port::clock::{Deadline, Duration};
 use crate::port::fuse::{self, Session, Shape};
 use crate::port::loop_device::{self, Made, Wish};
 use crate::port::remote::Remote;
-use crate::port::system::{cpu_count, page_size};
+use crate::port::system::page_size;
 use crate::port::thread::{self, Scheduling};
 use crate::queue::Stack;
-
-/// Most requests that a queue has in service at once.
-const MAX_DEPTH: u16 = 4096;
 
 /// Most threads that take requests from the kernel.
 const MAX_THREADS: u16 = 64;
@@ -68,7 +65,7 @@ pub struct Device {
     folder: PathBuf,
     stack: Arc<dyn Stack>,
     wish: Wish,
-    queues: Vec<Queue>,
+    queues: Vec<Queue<Arc<Remote>>>,
     session: Option<Thread>,
     loop_device: Mutex<Option<Made>>,
     report: Report,
@@ -76,12 +73,6 @@ pub struct Device {
     /// The session is to end; if it does without that, somebody else has unmounted the file.
     ending: Arc<AtomicBool>,
     gone: bool,
-}
-
-struct Queue {
-    thread: Thread,
-    remote: Arc<Remote>,
-    metrics: Arc<QueueMetrics>,
 }
 
 impl std::fmt::Debug for Device {
@@ -161,10 +152,9 @@ impl Device {
             let name = format!("fuse{}-q{queue}", self.id);
             let thread = seating.start(name, move |seated| seat.serve(seated))?;
             lines.push(here);
-            self.queues.push(Queue { thread, remote, metrics });
+            self.queues.push(Queue { thread, handle: remote, metrics });
         }
-        let mut threads = seating.wait(self.cannot("make"))?;
-        threads.sort_by_key(|thread: &QueueThread| thread.queue);
+        let threads = seating.wait_for_queues(self.cannot("make"))?;
         Ok((Lines(lines), threads))
     }
 
@@ -261,7 +251,7 @@ impl Device {
             session.join();
         }
         for queue in &mut self.queues {
-            queue.remote.stop();
+            queue.handle.stop();
             queue.thread.join();
         }
         let closed = self.stack.close();
@@ -303,8 +293,7 @@ impl LiveDevice for Device {
     }
 
     fn stats(&self) -> Stats {
-        let queues: Vec<_> = self.queues.iter().map(|queue| queue.metrics.clone()).collect();
-        Stats::of(&queues)
+        Queue::stats(&self.queues)
     }
 
     fn on_end(&self, tell: Tell) {
@@ -312,8 +301,7 @@ impl LiveDevice for Device {
     }
 
     fn failure(&self) -> Option<String> {
-        let queue = self.queues.iter().find_map(|queue| queue.thread.failure());
-        queue.or_else(|| self.session.as_ref()?.failure())
+        Queue::failure(&self.queues).or_else(|| self.session.as_ref()?.failure())
     }
 
     fn stop(&self, only_if_idle: bool) -> Result<()> {
@@ -365,15 +353,7 @@ impl Drop for Device {
 
 fn check(options: &Options, stack: &dyn Stack) -> Result<()> {
     let what = "cannot make a FUSE disk";
-    if options.depth == 0 || options.depth > MAX_DEPTH {
-        let why = format!("a depth of {} is outside 1 to {MAX_DEPTH}", options.depth);
-        return Err(Error::invalid(what, why).cure("give --depth 128"));
-    }
-    let cpus = cpu_count();
-    if options.queues == 0 || options.queues > cpus {
-        let why = format!("{} queues on a machine of {cpus} processors", options.queues);
-        return Err(Error::invalid(what, why).cure(format!("give --queues from 1 to {cpus}")));
-    }
+    check_shape(what, options.queues, options.depth)?;
     if options.threads == 0 || options.threads > MAX_THREADS {
         let why = format!("{} threads are outside 1 to {MAX_THREADS}", options.threads);
         return Err(Error::invalid(what, why).cure("give 1 to 4"));

@@ -7,8 +7,8 @@ use super::line::{Counter, Order, Place};
 use crate::error::Result;
 use crate::io::{Capabilities, Errno, Flags, Io, IoResult, Op};
 use crate::port::fuse::Reply;
-use crate::port::ring::{Completion, Ring};
-use crate::queue::{Arrival, Buffers, FrontEnd};
+use crate::port::ring::Ring;
+use crate::queue::{Buffers, FrontEnd};
 
 /// A queue's requests.
 pub(super) struct Front<'a> {
@@ -130,17 +130,6 @@ impl<'a> Front<'a> {
 }
 
 impl FrontEnd for Front<'_> {
-    fn start(&mut self, ring: &Ring) -> Result<()> {
-        // What came before this thread listened.
-        ring.remote().notify_front();
-        Ok(())
-    }
-
-    fn arrived(&mut self, _ring: &Ring, _number: u32, _completion: &Completion) -> Result<Arrival> {
-        // It sends no commands, so that none comes back.
-        Ok(Arrival::Nothing)
-    }
-
     #[inline]
     fn next(&mut self, ring: &Ring) -> Result<Option<Io>> {
         if let Some(io) = self.ready.pop_front() {

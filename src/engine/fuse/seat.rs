@@ -11,7 +11,7 @@ use crate::metrics::QueueMetrics;
 use crate::port::clock::Duration;
 use crate::port::remote::Remote;
 use crate::port::ring::Ring;
-use crate::port::thread::{self, CpuMask, Scheduling};
+use crate::port::thread::{self, Scheduling};
 use crate::queue::{Buffers, Stack};
 
 /// What a thread needs to serve a queue.
@@ -43,18 +43,8 @@ impl Seat {
         // since the backend's queue, which has a clone, lives inside `Stack::serve`.
         let registered_buffers = unsafe { buffers.register(&ring) };
         let scheduling = ring.schedule(self.scheduling);
-        let tid = thread::current_id();
-        let cpus = CpuMask::current().map_or_else(|_| "?".to_owned(), |cpus| cpus.to_string());
         let mut front = Front::new(self.counter, &buffers, self.depth, self.stack.capabilities());
-        seated(QueueThread {
-            queue: self.queue,
-            tid,
-            cpus,
-            scheduling,
-            io_flusher: thread::is_io_flusher(tid).unwrap_or(false),
-            ring_flags: ring.setup().split(' ').map(str::to_string).collect(),
-            registered_buffers,
-        });
+        seated(QueueThread::current(self.queue, scheduling, &ring, registered_buffers));
         let context =
             QueueContext { ring: &ring, index: self.queue, depth: self.depth, max_io_size: self.io_size };
         self.stack.serve(&context, &buffers, &mut front, &self.metrics)

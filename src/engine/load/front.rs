@@ -9,8 +9,8 @@ use super::window::Window;
 use crate::error::Result;
 use crate::io::{Errno, Flags, Io, IoResult, Op};
 use crate::port::clock;
-use crate::port::ring::{Completion, Ring};
-use crate::queue::{Arrival, Buffers, FrontEnd};
+use crate::port::ring::Ring;
+use crate::queue::{Buffers, FrontEnd};
 use crate::random::Random;
 
 /// Requests of a job's warm-up that are looked at for what they read.
@@ -90,17 +90,6 @@ impl<'a> Front<'a> {
 }
 
 impl FrontEnd for Front<'_> {
-    fn start(&mut self, ring: &Ring) -> Result<()> {
-        // So that the first turn does not sleep: no command is out that could end its sleep.
-        ring.remote().notify_front();
-        Ok(())
-    }
-
-    fn arrived(&mut self, _ring: &Ring, _number: u32, _completion: &Completion) -> Result<Arrival> {
-        // It sends no commands, so that none comes back.
-        Ok(Arrival::Nothing)
-    }
-
     #[inline]
     fn next(&mut self, _ring: &Ring) -> Result<Option<Io>> {
         if self.is_over {

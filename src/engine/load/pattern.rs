@@ -3,13 +3,11 @@
 use serde::Serialize;
 
 use super::Disk;
+use crate::engine::seating::MAX_DEPTH;
 use crate::error::{Error, Kind, Result};
 
 /// Most threads that make requests.
 pub const MAX_JOBS: u16 = 256;
-
-/// Most requests that a job has in flight.
-pub const MAX_DEPTH: u16 = 4096;
 
 /// Most bytes of buffers that all jobs have together.
 const MAX_BUFFERS: u64 = 4 << 30;

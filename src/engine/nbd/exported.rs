@@ -9,19 +9,15 @@ use super::export::{self, SLOTS_OF_LONGEST};
 use super::front::Sizes;
 use super::report::Report;
 use super::seat::Seat;
-use crate::engine::seating::{Seating, Thread};
+use crate::engine::seating::{Queue, Seating, check_shape};
 use crate::engine::{Alarm, QueueThread, Tell};
 use crate::error::{Error, Kind, Result};
-use crate::metrics::{QueueMetrics, Stats};
+use crate::metrics::Stats;
 use crate::nbd::transmission::Rules;
 use crate::nbd::{Export, ExportFlags, Settled};
 use crate::port::remote::Remote;
 use crate::port::stream::Socket;
-use crate::port::system;
 use crate::queue::Stack;
-
-/// Most requests that a queue has in service at once.
-pub const MAX_DEPTH: u16 = 4096;
 
 /// A disk and the name it is offered under.
 pub struct Offer {
@@ -51,12 +47,6 @@ pub struct Options {
     pub depth: u16,
 }
 
-struct Queue {
-    thread: Thread,
-    desk: Arc<Desk>,
-    metrics: Arc<QueueMetrics>,
-}
-
 /// An export that clients can choose, served by threads of this process. When it is dropped, all of
 /// it is undone.
 pub struct Exported {
@@ -67,7 +57,7 @@ pub struct Exported {
     catalogue: Arc<Catalogue>,
     /// None before it can be chosen.
     choice: Option<Arc<Choice>>,
-    queues: Vec<Queue>,
+    queues: Vec<Queue<Arc<Desk>>>,
     seats: Vec<QueueThread>,
     alarm: Alarm,
     gone: bool,
@@ -96,7 +86,7 @@ impl Exported {
             gone: false,
         };
         exported.seat()?;
-        let desks = exported.queues.iter().map(|queue| queue.desk.clone()).collect();
+        let desks = exported.queues.iter().map(|queue| queue.handle.clone()).collect();
         let choice = Arc::new(Choice { desks });
         catalogue.add(&exported.export, &choice)?;
         exported.choice = Some(choice);
@@ -153,8 +143,7 @@ impl Exported {
 
     /// What its queues have done. A client's request is as many of theirs as it has pieces of 256 KiB.
     pub fn stats(&self) -> Stats {
-        let queues: Vec<_> = self.queues.iter().map(|queue| queue.metrics.clone()).collect();
-        Stats::of(&queues)
+        Queue::stats(&self.queues)
     }
 
     /// The threads that serve it.
@@ -174,17 +163,17 @@ impl Exported {
         let limit = usize::from(self.catalogue.max_connections());
         let (Some(place), Some(queue)) = (
             Place::take(self.catalogue.taken(), limit),
-            self.queues.iter().min_by_key(|queue| queue.desk.connections()),
+            self.queues.iter().min_by_key(|queue| queue.handle.connections()),
         ) else {
             return false;
         };
-        queue.desk.leave(Guest { socket, received: Vec::new(), place, settled: Settled::default() });
+        queue.handle.leave(Guest { socket, received: Vec::new(), place, settled: Settled::default() });
         true
     }
 
     /// Connections at this moment.
     pub fn connections(&self) -> usize {
-        self.queues.iter().map(|queue| queue.desk.connections()).sum()
+        self.queues.iter().map(|queue| queue.handle.connections()).sum()
     }
 
     /// Has `tell` called when a queue ends from now on, whatever the reason.
@@ -194,7 +183,7 @@ impl Exported {
 
     /// Why a queue ended by itself, if one did.
     pub fn failure(&self) -> Option<String> {
-        self.queues.iter().find_map(|queue| queue.thread.failure())
+        Queue::failure(&self.queues)
     }
 
     /// Takes nothing new: nobody can choose it, and no request is begun. What was begun is answered,
@@ -205,7 +194,7 @@ impl Exported {
             self.catalogue.remove(choice);
         }
         for queue in &self.queues {
-            queue.desk.close(at_once);
+            queue.handle.close(at_once);
         }
     }
 
@@ -215,7 +204,7 @@ impl Exported {
         let mut all = true;
         for queue in &self.queues {
             if !queue.thread.has_ended() {
-                queue.desk.nudge();
+                queue.handle.nudge();
                 all = false;
             }
         }
@@ -275,10 +264,9 @@ impl Exported {
                 left.end();
                 served
             })?;
-            self.queues.push(Queue { thread, desk, metrics });
+            self.queues.push(Queue { thread, handle: desk, metrics });
         }
-        self.seats = seating.wait(format!("cannot export {:?}", self.export.name))?;
-        self.seats.sort_by_key(|seat| seat.queue);
+        self.seats = seating.wait_for_queues(format!("cannot export {:?}", self.export.name))?;
         Ok(())
     }
 }
@@ -292,15 +280,7 @@ impl Drop for Exported {
 
 fn check(options: &Options, max_connections: u16) -> Result<()> {
     let what = "cannot serve";
-    if options.depth == 0 || options.depth > MAX_DEPTH {
-        let why = format!("a depth of {} is outside 1 to {MAX_DEPTH}", options.depth);
-        return Err(Error::invalid(what, why).cure("give --depth 128"));
-    }
-    let cpus = system::cpu_count();
-    if options.queues == 0 || options.queues > cpus {
-        let why = format!("{} queues on a machine of {cpus} processors", options.queues);
-        return Err(Error::invalid(what, why).cure(format!("give --queues from 1 to {cpus}")));
-    }
+    check_shape(what, options.queues, options.depth)?;
     if max_connections == 0 {
         return Err(Error::invalid(what, "nobody could connect").cure("allow at least one connection"));
     }

@@ -13,7 +13,7 @@ use crate::metrics::QueueMetrics;
 use crate::nbd::transmission::Rules;
 use crate::port::remote::Remote;
 use crate::port::ring::Ring;
-use crate::port::thread::{self, CpuMask, Scheduling};
+use crate::port::thread::{self, Scheduling};
 use crate::queue::{Buffers, Stack};
 
 /// What a thread needs to serve a queue.
@@ -49,16 +49,7 @@ impl Seat {
         let context = QueueContext { ring: &ring, index: self.queue, depth: slots, max_io_size: SLOT_SIZE };
         let capabilities = self.stack.capabilities();
         let mut front = Front::new(&self.desk, &buffers, self.rules, capabilities, self.sizes);
-        let tid = thread::current_id();
-        seated(QueueThread {
-            queue: self.queue,
-            tid,
-            cpus: CpuMask::current().map_or_else(|_| String::new(), |cpus| cpus.to_string()),
-            scheduling: Scheduling::Ordinary,
-            io_flusher: thread::is_io_flusher(tid).unwrap_or(false),
-            ring_flags: ring.setup().split(' ').map(str::to_string).collect(),
-            registered_buffers: registered,
-        });
+        seated(QueueThread::current(self.queue, Scheduling::Ordinary, &ring, registered));
         self.stack.serve(&context, &buffers, &mut front, &self.metrics)
     }
 }

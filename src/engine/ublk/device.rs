@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 
-use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, MAX_QUEUE_DEPTH, NEW_DEV_ID, ParamTypes, Params};
+use blockhaus_uapi::ublk::{CtrlDevInfo, Features, IoDesc, NEW_DEV_ID, ParamTypes, Params};
 
 use super::control::Control;
 use super::data_path::{self, DataPath, Load, Wish};
 use super::queue_thread::Seat;
 use super::{MAX_HIDDEN_IO_SIZE, MAX_IO_SIZE, params};
-use crate::engine::seating::{Seating, Thread};
+use crate::engine::seating::{Queue, Seating, check_shape};
 use crate::engine::{Alarm, DeviceName, LiveDevice, Memory, QueueThread, Report, Tell};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Capabilities, Geometry};
-use crate::metrics::{QueueMetrics, Stats};
+use crate::metrics::Stats;
 use crate::port::clock::{Deadline, Duration, Instant, sleep};
 use crate::port::node;
 use crate::port::remote::Remote;
@@ -67,7 +67,7 @@ struct Added {
     control: Control,
     info: CtrlDevInfo,
     node: Option<Arc<File>>,
-    queues: Vec<QueueHandle>,
+    queues: Vec<Queue<Arc<Remote>>>,
     stack: Arc<dyn Stack>,
     /// The way of the bytes, and why.
     data_path: (DataPath, String),
@@ -85,12 +85,6 @@ impl std::fmt::Debug for Added {
     }
 }
 
-struct QueueHandle {
-    thread: Thread,
-    remote: Arc<Remote>,
-    metrics: Arc<QueueMetrics>,
-}
-
 impl Device {
     /// Makes and starts a device; returns when its disk can be opened. `added` is told the id as
     /// soon as there is one. When it fails, nothing is left behind.
@@ -99,7 +93,7 @@ impl Device {
         options: &Options,
         added: &mut dyn FnMut(u32) -> Result<()>,
     ) -> Result<Device> {
-        check(options)?;
+        check_shape("cannot make a ublk device", options.queues, options.depth)?;
         let geometry = stack.geometry();
         // What is wrong with the disk is said before anything about the kernel.
         params::check(&geometry)?;
@@ -171,8 +165,7 @@ impl LiveDevice for Device {
     }
 
     fn stats(&self) -> Stats {
-        let queues: Vec<_> = self.added.queues.iter().map(|queue| queue.metrics.clone()).collect();
-        Stats::of(&queues)
+        Queue::stats(&self.added.queues)
     }
 
     fn on_end(&self, tell: Tell) {
@@ -203,20 +196,6 @@ impl LiveDevice for Device {
         self.added.stopped = true;
         self.added.take_down()
     }
-}
-
-fn check(options: &Options) -> Result<()> {
-    let what = "cannot make a ublk device";
-    if options.depth == 0 || options.depth > MAX_QUEUE_DEPTH {
-        let why = format!("a depth of {} is outside 1 to {MAX_QUEUE_DEPTH}", options.depth);
-        return Err(Error::invalid(what, why).cure("give --depth 128"));
-    }
-    let cpus = cpu_count();
-    if options.queues == 0 || options.queues > cpus {
-        let why = format!("{} queues on a machine of {cpus} processors", options.queues);
-        return Err(Error::invalid(what, why).cure(format!("give --queues from 1 to {cpus}")));
-    }
-    Ok(())
 }
 
 /// With one processor whoever has work could not run while somebody looks for it.
@@ -280,7 +259,7 @@ impl Added {
     }
 
     fn failure(&self) -> Option<String> {
-        self.queues.iter().find_map(|queue| queue.thread.failure())
+        Queue::failure(&self.queues)
     }
 
     /// What the driver drops silently would make every later step a guess.
@@ -335,11 +314,9 @@ impl Added {
             let name = format!("bh{}-q{queue}", self.id());
             let metrics = seat.metrics.clone();
             let thread = seating.start(name, move |seated| seat.serve(seated))?;
-            self.queues.push(QueueHandle { thread, remote, metrics });
+            self.queues.push(Queue { thread, handle: remote, metrics });
         }
-        let mut seats = seating.wait(self.cannot_start())?;
-        seats.sort_by_key(|seat: &QueueThread| seat.queue);
-        Ok(seats)
+        seating.wait_for_queues(self.cannot_start())
     }
 
     /// Bytes of a descriptor: the driver says so where it can be other than it always was.
@@ -411,7 +388,7 @@ impl Added {
         let stopped = if self.stopped { Ok(()) } else { self.control.stop(self.id()) };
         for queue in &mut self.queues {
             // A stop gave all tags back, and the thread ends by itself; without one it is told.
-            queue.remote.stop();
+            queue.handle.stop();
             queue.thread.join();
         }
         let failed = self.failure();

@@ -44,7 +44,7 @@ impl Seat {
         // permitted, the flag read back below says so.
         let _ = thread::become_io_flusher();
         let what = |what: &str| format!("queue {}: {what}", self.queue);
-        let cpus = self.pin().map_err(|error| Error::system(what("cannot be pinned"), error))?;
+        self.pin().map_err(|error| Error::system(what("cannot be pinned"), error))?;
         thread::touch_stack();
         let failed =
             |why: &'static str| move |error| Error::system(format!("queue {}: {why}", self.queue), error);
@@ -89,16 +89,7 @@ impl Seat {
         let registered = self.data_path.hides() || unsafe { buffers.register(&ring) };
         // Not before: touching gigabytes of buffers with real-time priority keeps everybody else from this processor.
         let scheduling = ring.schedule(self.load.scheduling());
-        let tid = thread::current_id();
-        seated(QueueThread {
-            queue: self.queue,
-            tid,
-            cpus: cpus.to_string(),
-            scheduling,
-            io_flusher: thread::is_io_flusher(tid).unwrap_or(false),
-            ring_flags: ring.setup().split(' ').map(str::to_string).collect(),
-            registered_buffers: registered,
-        });
+        seated(QueueThread::current(self.queue, scheduling, &ring, registered));
         if self.prevent_partition_scan {
             // The driver does not trust a disk with a queue that a thread without CAP_SYS_ADMIN serves
             // so far as to parse what is on it.
@@ -115,11 +106,10 @@ impl Seat {
     }
 
     /// Inside the mask that the kernel names for this queue, as far as this process may run there.
-    fn pin(&self) -> std::io::Result<CpuMask> {
+    fn pin(&self) -> std::io::Result<()> {
         let allowed = CpuMask::current()?;
         let both = self.affinity.and(&allowed);
         let cpus = if both.is_empty() { allowed } else { both };
-        cpus.pin()?;
-        Ok(cpus)
+        cpus.pin()
     }
 }

@@ -79,9 +79,8 @@ mod tests {
 
     #[test]
     fn a_manager_hears_at_a_path_and_at_an_abstract_name() {
-        let folder = std::env::temp_dir().join(format!("blockhaus-notify-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("notify");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
         let name = format!("@blockhaus-notify-{}", std::process::id());
         let by_name = SocketAddr::from_abstract_name(&name.as_bytes()[1..]).unwrap();
         let listeners = [
@@ -99,7 +98,6 @@ mod tests {
             notifier.stopping();
             assert_eq!(heard(socket), "STOPPING=1");
         }
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -124,9 +124,8 @@ mod tests {
 
     #[test]
     fn connections_are_made_to_what_listens() {
-        let folder = std::env::temp_dir().join(format!("blockhaus-outgoing-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("s");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
         let listener = Listener::unix(&path).unwrap();
         let ours = connect_unix(&path, soon(), &|| true).unwrap();
         let theirs = listener.accept().unwrap();
@@ -142,7 +141,6 @@ mod tests {
         );
         drop((ours, listener));
         assert_eq!(connect_unix(&path, soon(), &|| true).unwrap_err().kind(), ErrorKind::NotFound);
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
@@ -163,9 +161,8 @@ mod tests {
 
     #[test]
     fn whoever_lets_too_many_queue_up_is_waited_for_until_the_deadline() {
-        let folder = std::env::temp_dir().join(format!("blockhaus-queue-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("s");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
         let _listener = Listener::unix(&path).unwrap();
         let short = || Deadline::after(Duration::from_millis(50));
         let mut open = Vec::new();
@@ -177,6 +174,5 @@ mod tests {
             Err(error) => Some(error.kind()),
         });
         assert_eq!(refused, Some(ErrorKind::WouldBlock));
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

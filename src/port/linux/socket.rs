@@ -157,7 +157,7 @@ pub struct Lines<S> {
 }
 
 impl Lines<UnixStream> {
-    /// As [`connect`].
+    /// As `connect`.
     pub fn connect(path: &Path, limit: usize) -> io::Result<Lines<UnixStream>> {
         Ok(Lines::new(connect(path)?, limit))
     }
@@ -324,9 +324,8 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_listener_that_does_not_accept() {
-        let folder = std::env::temp_dir().join(format!("blockhaus-socket-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("a.sock");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
         let _listener = listen(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut open = Vec::new();
@@ -341,21 +340,18 @@ mod tests {
         // Nor does whoever would listen there himself: somebody does.
         let second = crate::port::stream::Listener::unix(&path).map_err(|error| error.kind());
         assert_eq!(second.unwrap_err(), io::ErrorKind::AddrInUse);
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn a_new_socket_takes_no_other_files_name() {
-        let folder = std::env::temp_dir().join(format!("blockhaus-names-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = tempfile::tempdir().unwrap();
         let taken = format!(".{:x}.0", std::process::id());
-        let others = ["a.sock.new", &taken].map(|name| folder.join(name));
+        let others = ["a.sock.new", &taken].map(|name| folder.path().join(name));
         others.iter().for_each(|other| std::fs::write(other, "precious").unwrap());
-        let _listeners = ["a.sock", "a.nbd"].map(|name| listen(&folder.join(name)).unwrap());
+        let _listeners = ["a.sock", "a.nbd"].map(|name| listen(&folder.path().join(name)).unwrap());
         for other in &others {
             assert_eq!(std::fs::read_to_string(other).unwrap(), "precious");
         }
-        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 4, "nothing is left behind");
-        std::fs::remove_dir_all(folder).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4, "nothing is left behind");
     }
 }

@@ -11,7 +11,7 @@ use crate::port::linux::command as linux;
 /// How often a waiting command looks whether it should give up, as the real one does.
 const LOOK_EVERY_NS: u64 = 100_000_000;
 
-/// As [`linux::CommandRing`].
+/// As `linux::CommandRing`.
 #[derive(Debug)]
 pub struct CommandRing(Kind);
 
@@ -30,7 +30,7 @@ impl CommandRing {
         }
     }
 
-    /// As [`linux::CommandRing::run`].
+    /// As `linux::CommandRing::run`.
     ///
     /// # Safety
     /// As there.

@@ -91,7 +91,7 @@ fn disk<T>(file: &File, then: impl FnOnce(&mut State, usize) -> T) -> Option<T> 
     }
 }
 
-/// As [`linux::open`].
+/// As `linux::open`.
 pub fn open(path: &Path, how: How) -> io::Result<File> {
     at(path, |state| match how.direct && !state.direct(path) {
         true => Err(io::Error::from_raw_os_error(libc::EINVAL)),
@@ -100,13 +100,13 @@ pub fn open(path: &Path, how: How) -> io::Result<File> {
     .unwrap_or_else(|| linux::open(path, how))
 }
 
-/// As [`linux::metadata`].
+/// As `linux::metadata`.
 pub fn metadata(path: &Path) -> io::Result<Metadata> {
     at(path, |state| state.files.get(path).ok_or(io::ErrorKind::NotFound)?.metadata())
         .unwrap_or_else(|| linux::metadata(path))
 }
 
-/// As [`linux::direct_alignment`].
+/// As `linux::direct_alignment`.
 pub fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment>> {
     match disk(file, |state, disk| state.disks[disk].shape().sector) {
         Some(offset) => Ok(Some(DirectAlignment { memory: 4, offset })),
@@ -114,13 +114,13 @@ pub fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment>> {
     }
 }
 
-/// As [`linux::can_punch_holes`].
+/// As `linux::can_punch_holes`.
 pub fn can_punch_holes(file: &File, end: u64) -> bool {
     disk(file, |state, disk| state.disks[disk].shape().punches)
         .unwrap_or_else(|| linux::can_punch_holes(file, end))
 }
 
-/// As [`linux::run_at`].
+/// As `linux::run_at`.
 pub fn run_at(file: &File, offset: u64) -> io::Result<Run> {
     match disk(file, |_, disk| disk) {
         None => linux::run_at(file, offset),
@@ -133,7 +133,7 @@ pub fn run_at(file: &File, offset: u64) -> io::Result<Run> {
     }
 }
 
-/// As [`linux::sync_data`]. Everything that was written before is durable afterwards.
+/// As `linux::sync_data`. Everything that was written before is durable afterwards.
 pub fn sync_data(file: &File) -> io::Result<()> {
     let Some(disk) = disk(file, |_, disk| disk) else { return linux::sync_data(file) };
     super::clock::sleep(std::time::Duration::from_micros(300));
@@ -156,7 +156,7 @@ fn user_copy(device: u32, offset: u64, copy: UserCopy<'_>) -> io::Result<()> {
     state.user_copy(device, offset, copy)
 }
 
-/// As [`linux::read_exact_at`]: of a device's node, a copy from a request's pages.
+/// As `linux::read_exact_at`: of a device's node, a copy from a request's pages.
 pub fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     match device(file) {
         Some(device) => user_copy(device, offset, UserCopy::FromPages(bytes)),
@@ -164,7 +164,7 @@ pub fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<(
     }
 }
 
-/// As [`linux::write_all_at`]: to a device's node, a copy into a request's pages.
+/// As `linux::write_all_at`: to a device's node, a copy into a request's pages.
 pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     match device(file) {
         Some(device) => user_copy(device, offset, UserCopy::IntoPages(bytes)),

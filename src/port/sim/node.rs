@@ -7,7 +7,7 @@ use std::path::Path;
 use super::current;
 use crate::port::linux::node as linux;
 
-/// As [`linux::exists`].
+/// As `linux::exists`.
 pub fn exists(path: &Path) -> bool {
     match current() {
         Some(handle) => handle.state().files.get(path).is_some(),
@@ -15,7 +15,7 @@ pub fn exists(path: &Path) -> bool {
     }
 }
 
-/// As [`linux::open`].
+/// As `linux::open`.
 pub fn open(path: &Path) -> io::Result<File> {
     match current() {
         Some(handle) => handle.state().open_node(path),
@@ -23,7 +23,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// As [`linux::open_character_device`]: every node of a world is one.
+/// As `linux::open_character_device`: every node of a world is one.
 pub fn open_character_device(path: &Path) -> io::Result<File> {
     match current() {
         Some(_) => open(path),
@@ -31,7 +31,7 @@ pub fn open_character_device(path: &Path) -> io::Result<File> {
     }
 }
 
-/// As [`linux::try_open`].
+/// As `linux::try_open`.
 pub fn try_open(path: &Path) -> io::Result<()> {
     match current() {
         Some(handle) => handle.state().try_open_disk(path),

@@ -15,7 +15,7 @@ use crate::port::linux::socket as linux;
 /// How often a thread of a world looks again.
 const LOOK_EVERY: Duration = Duration::from_micros(300);
 
-/// As [`linux::poll`].
+/// As `linux::poll`.
 pub fn poll(fds: &[(BorrowedFd<'_>, bool)], timeout: Duration) -> io::Result<Vec<bool>> {
     if current().is_none() {
         return linux::poll(fds, timeout);
@@ -30,7 +30,7 @@ pub fn poll(fds: &[(BorrowedFd<'_>, bool)], timeout: Duration) -> io::Result<Vec
     }
 }
 
-/// As [`linux::poll_for`].
+/// As `linux::poll_for`.
 pub fn poll_for<const N: usize>(
     fds: [(BorrowedFd<'_>, Option<Interest>); N],
     timeout: Duration,

@@ -14,6 +14,7 @@ use blockhaus::nbd::{Headers, Request as Asked, SimpleReply};
 use super::{open, spec};
 use crate::played::{Disk, Request};
 use crate::server::folder;
+use crate::waiting::wait_at_most;
 
 const LEN: u64 = 4096;
 const AT: u64 = 8192;
@@ -282,11 +283,7 @@ fn a_reply_that_comes_twice_ends_the_connection_and_not_the_disk() {
     let mut disk = Disk::open(open(&spec(home.path(), "")).unwrap(), 1, 4);
     for round in 1..4 {
         assert_eq!(disk.call(Request::new(Op::Read, AT, LEN)), (Ok(()), vec![0xcc; 4096]));
-        let until = Instant::now() + Duration::from_secs(5);
-        while count.load(Ordering::SeqCst) <= round {
-            assert!(Instant::now() < until, "it goes on with the connection");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_at_most(5, "another connection", || count.load(Ordering::SeqCst) > round);
     }
     disk.close();
 }

@@ -11,8 +11,12 @@ use super::{Foreign, disk, image, spec};
 use crate::played::Request;
 use crate::raw::{Client, READ};
 use crate::server::{Server, folder};
+use crate::waiting::{wait_at_most, wait_until};
 
 const SIZE: u64 = 4 << 20;
+
+/// What is waited for when a server is back.
+const IN_USE: &str = "the server to be used again";
 
 /// A server that keeps what is written in memory until a flush, and then puts it into the file: killed, it has lost it.
 const FORGETFUL: [&str; 4] = ["--filter=cache", "file", "disk.img", "cache=writeback"];
@@ -103,16 +107,11 @@ fn a_server_that_stays_away_is_an_error_after_a_while_and_one_that_is_back_serve
     assert_eq!(disk.call(Request::new(Op::Read, 0, 4096)).0, Err(Errno::EIO));
     assert!(began.elapsed() < Duration::from_secs(1));
     let _server = Foreign::nbdkit(home.path(), &FORGETFUL);
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
+    wait_until(IN_USE, || {
         let (result, data) = disk.call(Request::new(Op::Read, 8192, 4096));
-        if result.is_ok() {
-            assert_eq!(data, [5; 4096], "what was acknowledged before");
-            break;
-        }
-        assert!(Instant::now() < until, "it is back, and not used");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+        assert!(result.is_err() || data == [5; 4096], "what was acknowledged before");
+        result.is_ok()
+    });
     disk.close();
 }
 
@@ -133,11 +132,7 @@ fn a_server_that_hangs_is_given_up() {
     let took = began.elapsed();
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(15), "{took:?}");
     signal("-CONT");
-    let until = Instant::now() + Duration::from_secs(20);
-    while disk.call(Request::new(Op::Read, 0, 4096)).0.is_err() {
-        assert!(Instant::now() < until, "it is back, and not used");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until(IN_USE, || disk.call(Request::new(Op::Read, 0, 4096)).0.is_ok());
     disk.close();
 }
 
@@ -148,11 +143,7 @@ fn one_that_ends_with_its_last_client_is_found_again_by_nobody_and_that_is_fine(
     let mut disk = disk(&spec(home.path(), ""), 4);
     assert_eq!(disk.call(write(0, 5, 4096)).0, Ok(()));
     disk.close();
-    let until = Instant::now() + Duration::from_secs(10);
-    while server.child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < until, "a connection was left open");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_at_most(10, "the end of the last connection", || server.child.try_wait().unwrap().is_some());
 }
 
 #[test]
@@ -167,14 +158,10 @@ fn an_export_that_is_another_when_it_is_back_is_not_taken_for_the_disk() {
         server.kill();
         server = Foreign::nbdkit(home.path(), arguments);
         std::thread::sleep(Duration::from_millis(1500));
-        let until = Instant::now() + Duration::from_secs(10);
-        loop {
-            let is_ok = disk.call(Request::new(Op::Read, 0, 4096)).0.is_ok();
-            if is_ok == is_taken {
-                break;
-            }
-            assert!(is_taken && Instant::now() < until, "{arguments:?}");
-            std::thread::sleep(Duration::from_millis(50));
+        let mut is_ok = || disk.call(Request::new(Op::Read, 0, 4096)).0.is_ok();
+        match is_taken {
+            true => wait_at_most(10, IN_USE, is_ok),
+            false => assert!(!is_ok(), "{arguments:?}"),
         }
     }
     assert_eq!(disk.stack.geometry().size, 4 << 20, "a disk does not grow under its users");

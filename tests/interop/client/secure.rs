@@ -2,19 +2,10 @@
 
 use std::path::Path;
 
-use super::verified::Verified;
-use super::{Foreign, disk, open};
+use super::verified::works;
+use super::{Foreign, open};
 use crate::certificates::{Authority, all_well};
 use crate::server::{Server, folder};
-
-/// Writes and reads back through the whole disk.
-fn works(spec: &str) {
-    let mut disk = disk(spec, 16);
-    let mut verified = Verified::new(&disk, 7);
-    verified.rounds(&mut disk, 40, 32);
-    verified.check(&mut disk);
-    disk.close();
-}
 
 fn refused(spec: &str, part: &str) {
     let said = open(spec).err().unwrap_or_else(|| panic!("{spec} was opened")).to_string();

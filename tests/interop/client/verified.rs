@@ -3,6 +3,7 @@
 use blockhaus::io::{Capabilities, Flags, Op};
 use blockhaus::random::Random;
 
+use super::disk;
 use crate::played::{Disk, MAX_IO, Request};
 
 /// What a disk must hold; `None` where it may be anything.
@@ -10,6 +11,15 @@ pub struct Verified {
     contents: Vec<Option<u8>>,
     random: Random,
     block: u64,
+}
+
+/// Writes and reads back through all of a disk that reads as zeros.
+pub fn works(spec: &str) {
+    let mut disk = disk(spec, 16);
+    let mut verified = Verified::new(&disk, 7);
+    verified.rounds(&mut disk, 40, 32);
+    verified.check(&mut disk);
+    disk.close();
 }
 
 impl Verified {

@@ -175,10 +175,7 @@ impl Blockhaus {
 
     /// Runs a verb with `--json`, requires success, reads its answer.
     fn json<T: DeserializeOwned>(&self, args: &[&str]) -> Outcome<T> {
-        let ran = self.command(args).arg("--json").run()?;
-        if !ran.status.success() {
-            return Err(ran.fail("failed"));
-        }
+        let ran = self.command(args).arg("--json").run()?.done()?;
         parse(&ran)
     }
 
@@ -194,10 +191,7 @@ impl Blockhaus {
 
     /// Runs an `attach` and requires the engine that it is to take.
     pub fn attached(&self, engine: &str, command: Cmd) -> Outcome<Device> {
-        let ran = command.arg("--json").run()?;
-        if !ran.status.success() {
-            return Err(ran.fail("failed"));
-        }
+        let ran = command.arg("--json").run()?.done()?;
         let info: Attached = parse(&ran)?;
         let device = Device { info, tool: self.clone(), gone: false };
         ensure!(
@@ -296,10 +290,7 @@ impl Device {
     fn leave(mut self, more: &[&str]) -> Outcome {
         let name = self.name().to_string();
         let args: Vec<&str> = ["detach", &name].iter().chain(more).copied().collect();
-        let ran = self.tool.answer(&args)?;
-        if !ran.status.success() {
-            return Err(ran.fail("failed"));
-        }
+        self.tool.answer(&args)?.done()?;
         self.gone = true;
         self.assert_gone("detach")
     }

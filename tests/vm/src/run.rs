@@ -79,12 +79,16 @@ impl Cmd {
 
     /// Runs it, requires success, returns its standard output.
     pub fn ok(self) -> Outcome<String> {
-        let ran = self.run()?;
-        if ran.status.success() { Ok(ran.stdout) } else { Err(ran.fail("failed")) }
+        Ok(self.run()?.done()?.stdout)
     }
 }
 
 impl Ran {
+    /// It must have succeeded.
+    pub fn done(self) -> Outcome<Ran> {
+        if self.status.success() { Ok(self) } else { Err(self.fail("failed")) }
+    }
+
     /// A failure that shows this command's output.
     pub fn fail(&self, why: &str) -> Fail {
         Fail::new(format!("`{}` {why} ({})", self.line, describe(self.status)))

@@ -202,11 +202,9 @@ mod tests {
     #[test]
     fn a_descriptor_of_a_ring_or_a_lock_shows_in_a_snapshot() {
         let before = Snapshot::take();
-        let path = std::env::temp_dir().join(format!("vmtest-lock-{}", std::process::id()));
-        let file = fs::File::create(&path).unwrap();
+        let file = tempfile::tempfile().unwrap();
         file.lock().unwrap();
         let more = Snapshot::take().since(&before);
-        fs::remove_file(&path).unwrap();
         assert!(more.iter().any(|thing| thing.starts_with("lock FLOCK WRITE")), "{more:?}");
     }
 }

@@ -5,55 +5,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use blockhaus_uapi::ublk::{AutoBufReg, IoDesc, ShmemAddr};
-
-use super::table::{FUNCTIONS, Ours};
+use super::table::Ours;
 
 /// Inputs of the inline functions: every single bit, every run of low bits, and a pattern.
 fn samples() -> Vec<u64> {
     let bits = (0..64).flat_map(|bit| [1 << bit, u64::MAX >> bit]);
     bits.chain([0, 0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]).collect()
-}
-
-/// What our twin of a header's function makes of a sample.
-fn ours_of(function: &str, x: u64) -> u64 {
-    let desc = IoDesc { op_flags: x as u32, ..IoDesc::default() };
-    match function {
-        "ublksrv_get_op" => desc.op().into(),
-        // The header moves the flags down; ours stay where UBLK_IO_F_* are.
-        "ublksrv_get_flags" => u64::from(desc.flags().bits()) >> 8,
-        "ublk_sqe_addr_to_auto_buf_reg" => {
-            let reg = AutoBufReg::from_sqe_addr(x);
-            u64::from(reg.index)
-                ^ u64::from(reg.flags.bits()) << 17
-                ^ u64::from(reg.reserved0) << 29
-                ^ u64::from(reg.reserved1) << 31
-        }
-        "ublk_auto_buf_reg_to_sqe_addr" => AutoBufReg::from_sqe_addr(x).to_sqe_addr(),
-        "ublk_shmem_zc_addr" => ShmemAddr::new((x >> 32) as u16, x as u32).0,
-        "ublk_shmem_zc_index" => ShmemAddr(x).index().into(),
-        "ublk_shmem_zc_offset" => ShmemAddr(x).offset().into(),
-        other => panic!("no twin of {other}"),
-    }
-}
-
-/// The same in C, with the sample in `x`.
-fn c_of(function: &str) -> String {
-    match function {
-        "ublksrv_get_op" | "ublksrv_get_flags" => {
-            format!("struct ublksrv_io_desc d = {{ .op_flags = x }}; r = {function}(&d);")
-        }
-        "ublk_sqe_addr_to_auto_buf_reg" => format!(
-            "struct ublk_auto_buf_reg b = {function}(x); r = b.index ^ (__u64)b.flags << 17 \
-             ^ (__u64)b.reserved0 << 29 ^ (__u64)b.reserved1 << 31;"
-        ),
-        "ublk_auto_buf_reg_to_sqe_addr" => format!(
-            "struct ublk_auto_buf_reg b = {{ .index = x, .flags = x >> 16, .reserved0 = x >> 24, \
-             .reserved1 = x >> 32 }}; r = {function}(&b);"
-        ),
-        "ublk_shmem_zc_addr" => format!("r = {function}(x >> 32, x);"),
-        _ => format!("r = {function}(x);"),
-    }
 }
 
 fn program(header: &Path, ours: &Ours) -> String {
@@ -81,14 +38,11 @@ fn program(header: &Path, ours: &Ours) -> String {
             line(&format!("SAY(\"{name}.{field} signed\", SIGNED(FIELD({name}, {field})));"));
         }
     }
-    let list: Vec<String> = samples().iter().map(|x| format!("{x:#x}ULL")).collect();
-    line(&format!("static const __u64 samples[] = {{ {} }};", list.join(", ")));
-    line("for (unsigned i = 0; i < sizeof(samples) / sizeof(*samples); i++) {");
-    line("__u64 x = samples[i], r; char what[128];");
-    for function in FUNCTIONS {
-        line(&format!("{{ {} sprintf(what, \"{function} of %llu\", x); SAY(what, r); }}", c_of(function)));
+    for f in &ours.functions {
+        for x in samples() {
+            line(&format!("{{ __u64 x = {x:#x}ULL, r; {} SAY(\"{} of {x}\", r); }}", f.c, f.name));
+        }
     }
-    line("}");
     line("return 0; }");
     c
 }
@@ -105,8 +59,8 @@ fn expected(ours: &Ours) -> Vec<(String, u64)> {
             all.push((format!("{name} signed"), f.signed.into()));
         }
     }
-    for x in samples() {
-        all.extend(FUNCTIONS.iter().map(|f| (format!("{f} of {x}"), ours_of(f, x))));
+    for f in &ours.functions {
+        all.extend(samples().into_iter().map(|x| (format!("{} of {x}", f.name), (f.ours)(x))));
     }
     all
 }

@@ -1,7 +1,7 @@
-//! Finds what a C header declares: enough of C for `linux/ublk_cmd.h`, and an error for the rest,
-//! so that nothing is passed over.
+//! Finds what a C header declares: enough of C for those that are compared here, and an error for
+//! the rest, so that nothing is passed over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a header declares.
 #[derive(Debug, Default)]
@@ -49,12 +49,14 @@ fn directive(line: &str) -> Option<&str> {
     Some(line.trim_start().strip_prefix('#')?.trim_start())
 }
 
-/// Names a text `#define`s.
-pub fn defines(text: &str) -> BTreeSet<String> {
-    lines(text)
-        .lines()
-        .filter_map(|line| directive(line)?.strip_prefix("define"))
-        .map(|rest| rest.trim_start().chars().take_while(|c| word(*c)).collect())
+/// Names a text `#define`s, and what each stands for.
+pub fn defines(text: &str) -> BTreeMap<String, String> {
+    let lines = lines(text);
+    let defined = lines.lines().filter_map(|line| directive(line)?.strip_prefix("define"));
+    defined
+        .map(str::trim_start)
+        .map(|rest| rest.split_at(rest.find(|c| !word(c)).unwrap_or(rest.len())))
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
         .collect()
 }
 
@@ -91,7 +93,7 @@ fn enclosed<'a>(tokens: &'a [String], close: &str) -> Result<(&'a [String], &'a 
 
 /// Everything a header declares.
 pub fn header(text: &str) -> Result<Header, String> {
-    let mut found = Header { numbers: defines(text), ..Header::default() };
+    let mut found = Header { numbers: defines(text).into_keys().collect(), ..Header::default() };
     let tokens = tokens(text);
     let mut rest = tokens.as_slice();
     while let [first, tail @ ..] = rest {
@@ -148,7 +150,7 @@ fn read_fields(mut body: &[String], fields: &mut Vec<String>) -> Result<(), Stri
         }
         let (declaration, after) = enclosed(body, ";")?;
         body = after;
-        let types = if first == "struct" { 2 } else { 1 };
+        let types = if matches!(first.as_str(), "struct" | "unsigned") { 2 } else { 1 };
         for declarator in declaration.get(types..).unwrap_or_default().split(|t| t == ",") {
             match declarator {
                 [name] => fields.push(name.clone()),

@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn every_mode_has_a_place_charts_and_json() {
-        let folder = paths::Scratch::new_in(&std::env::temp_dir().join("blockhaus-test")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
         for mode in ALL {
             let (plan, results) = measured(mode);
             let verdicts = verdicts(&plan, &results, true);

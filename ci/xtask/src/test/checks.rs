@@ -17,20 +17,27 @@ pub fn fmt() -> Result<Tally> {
 
 /// No lint has anything to say, of the program and of the simulated world behind it.
 pub fn clippy() -> Result<Tally> {
-    let args = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    let mut both = one("clippy", &mut cargo::command(&args), |_| true)?;
-    let args = ["clippy", "--features", "sim", "--all-targets", "--", "-D", "warnings"];
-    let sim = one("clippy-sim", &mut cargo::command(&args), |_| true)?;
-    both.passed += sim.passed;
-    both.failed.extend(sim.failed);
-    Ok(both)
+    both("clippy", |what| {
+        cargo::command(&[&["clippy"], what, &["--all-targets", "--", "-D", "warnings"]].concat())
+    })
 }
 
-/// The documentation builds, and every link in it leads somewhere.
+/// The documentation builds, and every link in it leads somewhere, also where it has the simulated world.
 pub fn doc() -> Result<Tally> {
-    let mut command = cargo::command(&["doc", "--no-deps", "--workspace"]);
-    command.env("RUSTDOCFLAGS", "-D warnings");
-    one("doc", &mut command, |_| true)
+    both("doc", |what| {
+        let mut command = cargo::command(&[&["doc", "--no-deps"], what].concat());
+        command.env("RUSTDOCFLAGS", "-D warnings");
+        command
+    })
+}
+
+/// A command for the program with its simulated world, and then for everything without that.
+fn both(name: &str, command: impl Fn(&[&str]) -> Command) -> Result<Tally> {
+    let mut both = one(&format!("{name}-sim"), &mut command(&["--features", "sim"]), |_| true)?;
+    let plain = one(name, &mut command(&["--workspace"]), |_| true)?;
+    both.passed += plain.passed;
+    both.failed.extend(plain.failed);
+    Ok(both)
 }
 
 fn one(name: &str, command: &mut Command, shown: impl FnMut(&str) -> bool) -> Result<Tally> {

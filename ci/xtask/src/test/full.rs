@@ -165,8 +165,8 @@ mod tests {
         Case { name: name.into(), verdict, seconds: 61.0 }
     }
 
-    fn folder() -> paths::Scratch {
-        paths::Scratch::new_in(&std::env::temp_dir().join("blockhaus-test")).unwrap()
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
     }
 
     #[test]

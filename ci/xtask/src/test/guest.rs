@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_hash_depends_on_contents_and_not_on_places() {
-        let scratch = paths::Scratch::new_in(&std::env::temp_dir().join("blockhaus-test")).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = scratch.path().join(name);
             std::fs::write(&path, text).unwrap();

@@ -88,14 +88,11 @@ mod tests {
         writer.file("bin/tool", 0o755, b"#!/bin/sh\necho hi\n");
         writer.file("bin/empty", 0o644, b"");
         writer.link("bin/sh", "tool");
-        let dir = std::env::temp_dir().join(crate::paths::unique_name());
-        std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join("archive"), writer.finish()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("archive"), writer.finish()).unwrap();
         let script = "busybox cpio -i -d < archive 2>/dev/null && bin/tool && readlink bin/sh";
-        let out = std::process::Command::new("sh").args(["-c", script]).current_dir(&dir).output();
-        let empty = std::fs::read(dir.join("bin/empty"));
-        std::fs::remove_dir_all(&dir).unwrap();
+        let out = std::process::Command::new("sh").args(["-c", script]).current_dir(dir.path()).output();
         assert_eq!(String::from_utf8_lossy(&out.unwrap().stdout), "hi\ntool\n");
-        assert_eq!(empty.unwrap(), b"");
+        assert_eq!(std::fs::read(dir.path().join("bin/empty")).unwrap(), b"");
     }
 }

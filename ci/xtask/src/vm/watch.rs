@@ -149,11 +149,10 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paths;
 
     #[test]
     fn a_status_counts_only_when_it_is_whole() {
-        let file = std::env::temp_dir().join(paths::unique_name());
+        let file = tempfile::NamedTempFile::new().unwrap();
         let exited = |code| Status::Exited(ExitStatusCode(code));
         for (text, status) in [
             ("", Status::Booting),
@@ -162,9 +161,8 @@ mod tests {
             ("started\nexit 1", Status::Started),
             ("started\nexit 12\n", exited(12)),
         ] {
-            fs::write(&file, text).unwrap();
-            assert_eq!(Status::read(&file), status, "{text:?}");
+            fs::write(file.path(), text).unwrap();
+            assert_eq!(Status::read(file.path()), status, "{text:?}");
         }
-        fs::remove_file(&file).unwrap();
     }
 }

@@ -131,9 +131,8 @@ mod tests {
 
     #[test]
     fn a_tree_is_what_was_written_until_a_byte_changes() {
-        let root = std::env::temp_dir().join(format!("vmtest-tree-{}", std::process::id()));
-        fs::create_dir_all(&root).unwrap();
-        let mut tree = Tree::fill(&root, 3, 4 << 20, false).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let mut tree = Tree::fill(root.path(), 3, 4 << 20, false).unwrap();
         tree.verify().unwrap();
         tree.thin().unwrap();
         tree.verify().unwrap();
@@ -144,6 +143,5 @@ mod tests {
         file.write_all_at(&[!byte[0]], 9_999).unwrap();
         let told = tree.verify().unwrap_err();
         assert!(told.why.contains("from byte 9999"), "{}", told.why);
-        fs::remove_dir_all(&root).unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::up::{Up, device, done, nothing_left, path, requests};
+use super::up::{Up, device, nothing_left, path, requests};
 use super::{Entry, Where, entry};
 use crate::check::device::Device;
 use crate::check::fio::{self, Load, Side};
@@ -89,7 +89,7 @@ fn turns(kind: &str) -> Outcome {
         );
     }
     Device::open(&ours)?.fill(7, 0, 8 * MIB)?;
-    done(up.down(&[])?)?;
+    up.down(&[])?.done()?;
     nothing_left(&[24])?;
     up.ends()?;
     if kind != "file" {
@@ -99,7 +99,7 @@ fn turns(kind: &str) -> Outcome {
     let up = Up::new("both", &[device(24, &format!("file:{file}"))])?;
     fio::read_back(sides[0], "12k", 8 * MIB, len).context("after a restart")?;
     Device::open(&ours)?.expect(7, 0, 8 * MIB, 0)?;
-    done(up.down(&[])?)?;
+    up.down(&[])?.done()?;
     up.ends()
 }
 
@@ -122,7 +122,7 @@ fn at_once() -> Outcome {
                 .context(format!("the half at {at} from the other side"))?;
         }
     }
-    done(up.down(&[])?)?;
+    up.down(&[])?.done()?;
     up.ends()
 }
 
@@ -158,16 +158,16 @@ fn life() -> Outcome {
     mounted.unmount()?;
     // One device by itself, with its export, under load on its device; forced, as somebody has it open.
     let load = Load::start(&ours, 60, 500, || requests(25))?;
-    done(up.tool.answer(&["detach", "25", "--force"])?)?;
+    up.tool.answer(&["detach", "25", "--force"])?.done()?;
     load.ends_in_error(30)?;
     nothing_left(&[25])?;
     ensure!(size("d")?.is_none() && size("e")?.is_some(), "detach of one has not taken its export alone");
-    done(up.tool.answer(&["detach", "26"])?)?;
+    up.tool.answer(&["detach", "26"])?.done()?;
     // Now there are exports only, and `down` finds them all the same.
     ensure!(size("m")?.is_none() && size("e")? == Some(64 * MIB), "e has gone with the devices");
     let listed = up.tool.answer(&["list", "--exports"])?;
     ensure!(listed.stdout.lines().count() == 2 && listed.stdout.contains("ram:64M"), "{}", listed.stdout);
-    done(up.down(&[])?)?;
+    up.down(&[])?.done()?;
     nothing_left(&[24, 25, 26])?;
     up.ends()
 }

@@ -64,11 +64,7 @@ impl Drop for Disk {
 }
 
 fn succeeds(args: &[&str]) -> Outcome<Ran> {
-    let ran = Blockhaus::new().command(args).run()?;
-    match ran.status.success() {
-        true => Ok(ran),
-        false => Err(ran.fail("failed")),
-    }
+    Blockhaus::new().command(args).run()?.done()
 }
 
 fn cell(spec: &str, threads: &str, depth: u16) -> Outcome {

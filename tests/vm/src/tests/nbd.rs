@@ -126,10 +126,7 @@ pub(super) fn cell(cell: &Cell) -> Outcome {
 /// On a kernel without ublk `attach` takes nbd by itself and says why in a line.
 fn auto() -> Outcome {
     let tool = Blockhaus::new();
-    let ran = tool.command(&["attach", "ram:64M"]).run()?;
-    if !ran.status.success() {
-        return Err(ran.fail("failed"));
-    }
+    let ran = tool.command(&["attach", "ram:64M"]).run()?.done()?;
     let path = ran.stdout.trim().to_owned();
     ensure!(path.starts_with("/dev/nbd"), "attach printed {path:?}");
     let why = ran.stderr.lines().find(|line| line.contains("engine nbd: "));
@@ -187,10 +184,7 @@ fn verbs() -> Outcome {
     ensure!(metrics.stdout.contains(two.path()), "metrics does not know {}", two.path());
     let gc = tool.answer(&["gc"])?;
     ensure!(gc.stdout.is_empty(), "gc removed what lives: {}", gc.stdout);
-    let ran = tool.answer(&["detach", "--all"])?;
-    if !ran.status.success() {
-        return Err(ran.fail("failed"));
-    }
+    tool.answer(&["detach", "--all"])?.done()?;
     one.assert_gone("detach --all")?;
     two.assert_gone("detach --all")?;
     ensure!(tool.list()?.is_empty(), "list is not empty after detach --all");
@@ -286,10 +280,7 @@ fn stop_writes_back() -> Outcome {
     held.write_all(&bytes).context("write through the page cache")?;
     let refused = tool.answer(&["detach", device.name()])?;
     ensure!(!refused.status.success(), "detach succeeds while it is open");
-    let ran = tool.answer(&["detach", device.name(), "--force"])?;
-    if !ran.status.success() {
-        return Err(ran.fail("failed"));
-    }
+    tool.answer(&["detach", device.name(), "--force"])?.done()?;
     drop(held);
     let gone = || device.assert_gone("detach --force").is_ok();
     ensure!(wait_until(Duration::from_secs(5), gone), "it is still there after its last user has gone");
@@ -443,10 +434,7 @@ fn kill9_detach() -> Outcome {
     ensure!(!refused.status.success(), "detach takes it away without being forced");
     ensure!(refused.stderr.contains("--force"), "detach gives no cure: {}", refused.stderr.trim());
     ensure!(!Path::new(&file).exists(), "an empty file was made in the place of the disk's");
-    let ran = tool.answer(&["detach", device.name(), "--force"])?;
-    if !ran.status.success() {
-        return Err(ran.fail("failed"));
-    }
+    tool.answer(&["detach", device.name(), "--force"])?.done()?;
     device.assert_gone("detach --force")?;
     let gone = wait_until(Duration::from_secs(2), || !procfs::alive(keeper));
     ensure!(gone, "the keeper still runs");

@@ -168,10 +168,6 @@ pub(super) fn requests(id: u32) -> Outcome<u64> {
     }
 }
 
-pub(super) fn done(ran: Ran) -> Outcome {
-    if ran.status.success() { Ok(()) } else { Err(ran.fail("failed")) }
-}
-
 /// The whole life: three devices, a reload under load, a file that is wrong, one detached, the end.
 fn three_reload_down() -> Outcome {
     let file = home::path("up.img");
@@ -211,12 +207,12 @@ fn three_reload_down() -> Outcome {
     );
     load.ends_well(60).context("the load on the device that no reload was about")?;
     // One goes by itself, and comes back with the next reload.
-    done(up.tool.answer(&["detach", "23"])?)?;
+    up.tool.answer(&["detach", "23"])?.done()?;
     nothing_left(&[23])?;
     up.serves(&[20, 22])?;
     up.reload(&[four, one, changed])?;
     up.serves(&[20, 22, 23])?;
-    done(up.down(&[])?)?;
+    up.down(&[])?.done()?;
     nothing_left(&[20, 22, 23])?;
     let tool = up.tool.clone();
     up.ends()?;
@@ -246,7 +242,7 @@ fn mounted_is_left() -> Outcome {
     mounted.unmount()?;
     up.reload(&[two])?;
     up.serves(&[21])?;
-    done(up.down(&[])?)?;
+    up.down(&[])?.done()?;
     nothing_left(&[20, 21])?;
     up.ends()
 }
@@ -296,7 +292,7 @@ fn kill9() -> Outcome {
     for id in [20, 21, 22] {
         ensure!(ran.stdout.contains(&path(id)), "gc does not name {}: {}", path(id), ran.stdout);
     }
-    done(ran)?;
+    ran.done()?;
     load.ends_in_error(20)?;
     nothing_left(&[20, 21, 22])?;
     ensure!(up.tool.state(other.id())?.as_deref() == Some("live"), "gc has touched a living disk");
@@ -309,7 +305,7 @@ fn kill9() -> Outcome {
         wait_until(Duration::from_secs(10), || !procfs::alive(pid)),
         "the killed server does not go away"
     );
-    done(again.down(&[])?)?;
+    again.down(&[])?.done()?;
     nothing_left(&[20, 21])
 }
 
@@ -351,7 +347,7 @@ fn hung() -> Outcome {
         refused.stderr.trim()
     );
     ensure!(procfs::alive(pid), "it was killed without --force");
-    done(up.down(&["--force"])?)?;
+    up.down(&["--force"])?.done()?;
     ensure!(wait_until(Duration::from_secs(5), || !procfs::alive(pid)), "the server still runs");
     nothing_left(&[20, 21])
 }
