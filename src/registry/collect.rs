@@ -69,7 +69,7 @@ fn ours(registry: &Registry, seen: &Seen, removed: &mut Vec<Removed>) -> Result<
     };
     registry.dismiss_keeper(name)?;
     if devices::exists(name) && entry.owns_device() {
-        isolated::remove(name, Deadline::after(PATIENCE))?;
+        isolated::remove(name, entry.identity, Deadline::after(PATIENCE))?;
         removed.push(device(name));
     }
     let files = registry.remove(entry, false)?;
@@ -89,7 +89,7 @@ fn foreigner(name: DeviceName, info: DeviceInfo, removed: &mut Vec<Removed>) -> 
     if info.is_served() || !is_old(name.id) || !holders::openers(&devices::server_side(name.id)).is_empty() {
         return Ok(());
     }
-    isolated::remove(name, Deadline::after(PATIENCE))?;
+    isolated::remove(name, None, Deadline::after(PATIENCE))?;
     removed.push(device(name));
     Ok(())
 }

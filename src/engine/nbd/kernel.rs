@@ -51,12 +51,13 @@ pub fn available() -> Result<()> {
     Ok(())
 }
 
-/// Ends a device whose server is gone. It may take as long as the driver takes.
-pub fn disconnect(id: u32) -> Result<()> {
+/// Ends a device whose server is gone, unless its number is another one's by now. It may take as long as the driver
+/// takes.
+pub fn disconnect(id: u32, identity: u64) -> Result<()> {
     let what = format!("cannot disconnect /dev/nbd{id}");
     let failed = |error| Error::system(what.as_str(), error).cure("run as root; dmesg may say more");
     match by_netlink::Driver::open() {
-        Ok(mut driver) => driver.disconnect(id).map_err(failed),
-        Err(_) => by_ioctl::disconnect(id).map_err(failed),
+        Ok(mut driver) => driver.disconnect(id, identity).map_err(failed),
+        Err(_) => by_ioctl::disconnect(id, identity).map_err(failed),
     }
 }

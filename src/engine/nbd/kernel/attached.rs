@@ -219,7 +219,7 @@ impl Attached {
     fn disconnect(&self, shared: &Shared) -> io::Result<()> {
         match &self.by_ioctl {
             Some(disk) => disk.disconnect(),
-            None => Driver::open()?.disconnect(shared.id),
+            None => Driver::open()?.disconnect(shared.id, shared.wanted.identity),
         }
     }
 
@@ -247,10 +247,7 @@ impl Attached {
         let Some(shared) = self.shared.take() else { return Ok(()) };
         shared.stopping.store(true, Ordering::Release);
         if !self.stays {
-            let _ = match &self.by_ioctl {
-                Some(disk) => disk.disconnect(),
-                None => Driver::open().and_then(|mut driver| driver.disconnect(shared.id)),
-            };
+            let _ = self.disconnect(&shared);
         }
         drop(self.mender.take());
         // Its thread ends when the connections do.

@@ -60,9 +60,9 @@ impl Disk {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Ends it.
+    /// Ends it. Where the kernel has done so, its node may be another program's disk by now.
     pub fn disconnect(&self) -> io::Result<()> {
-        nbd::disconnect(&self.node)
+        if self.has_ended() { Ok(()) } else { nbd::disconnect(&self.node) }
     }
 
     /// Waits for its thread, after [`disconnect`](Self::disconnect).
@@ -121,9 +121,9 @@ fn set_up(id: u32, wanted: &Wanted, sockets: &[OwnedFd]) -> io::Result<File> {
     }
 }
 
-/// Ends the disk of this number, whoever is it.
-pub(super) fn disconnect(id: u32) -> io::Result<()> {
-    if !sysfs::is_connected(id) {
+/// Ends the disk of this number and identity, whoever is it.
+pub(super) fn disconnect(id: u32, identity: u64) -> io::Result<()> {
+    if sysfs::identity(id) != Some(identity) {
         return Ok(());
     }
     nbd::disconnect(&node::open(&path(id))?)

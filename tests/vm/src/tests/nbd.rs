@@ -30,6 +30,7 @@ pub(super) const TESTS: &[Entry] = &[
     entry("nbd/kill9-verify-20", 900, Where::NbdNewest, kill9_verify),
     entry("nbd/slow-backend", 120, Where::NbdNewest, slow_backend),
     entry("nbd/disconnected-by-another", 60, Where::NbdNewest, disconnected),
+    entry("nbd/taken-by-another", 90, Where::NbdNewest, taken),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -550,4 +551,36 @@ fn disconnected() -> Outcome {
     ensure!(gc.status.success(), "gc fails: {}", gc.stderr.trim());
     ensure!(tool.state_of(&name)?.is_none(), "it is still listed after gc");
     Ok(())
+}
+
+/// Somebody else takes the disk away and has one of his own by the same number: that one is not the server's to end.
+fn taken() -> Outcome {
+    let tool = Blockhaus::new();
+    let socket = home::scratch().join("another.sock").display().to_string();
+    let listen = format!("unix:{socket}");
+    let mut other = tool.command(&["serve", "--listen", &listen, "ram:32M"]).spawn()?;
+    let listens = wait_until(Duration::from_secs(20), || !other.stdout_so_far().is_empty());
+    ensure!(listens, "the other server does not listen: {}", other.stderr_so_far());
+    let device = tool.attach_nbd(&["ram:16M"])?;
+    let path = device.path().to_owned();
+    let theirs = || -> Outcome {
+        Cmd::new("nbd-client").args(["-d", &path]).timeout(20).ok()?;
+        Cmd::new("nbd-client").args(["-unix", &socket, &path, "-b", "512"]).timeout(20).ok()?;
+        let noticed = wait_until(Duration::from_secs(25), || !procfs::alive(device.info.pid));
+        ensure!(noticed, "the server lives on without a disk");
+        ensure!(log(&device).contains("another program"), "the log does not tell: {}", log(&device));
+        let disk = Device::open(&path)?;
+        disk.fill(5, 0, 4 * MIB).context("the other's disk was taken away from him")?;
+        disk.expect(5, 0, 4 * MIB, 0)?;
+        drop(disk);
+        let gc = tool.answer(&["gc"])?;
+        ensure!(gc.status.success(), "gc fails: {}", gc.stderr.trim());
+        Device::open(&path)?.expect(5, 0, 4 * MIB, 0).context("gc took the other's disk away")
+    };
+    let outcome = theirs();
+    Cmd::new("nbd-client").args(["-d", &path]).timeout(20).ok()?;
+    drop(device.forget());
+    signal(other.pid() as i32, libc::SIGTERM);
+    other.wait(Duration::from_secs(10))?;
+    outcome
 }
