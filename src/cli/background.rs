@@ -217,19 +217,33 @@ fn try_serve(
         // What was said before a server was killed stays.
         let log =
             File::options().create(true).write(true).append(is_again).truncate(!is_again).open(&log_path);
-        let log =
-            log.map_err(|error| Error::system(format!("cannot make the log {}", log_path.display()), error))?;
-        process::redirect(Standard::Error, &log).map_err(system("cannot use the log"))?;
+        let log = log
+            .map_err(|error| Error::system(format!("cannot make the log {}", log_path.display()), error))
+            .and_then(|log| process::redirect(Standard::Error, &log).map_err(system("cannot use the log")));
+        unless_used(is_again, log)?;
         // While the folder is the one that relative paths begin at.
         if !is_again && can_be_kept && is_kept(ready) {
             start_keeper(ready.name).map_err(system("cannot start the keeper"))?;
         }
-        std::env::set_current_dir("/").map_err(system("cannot leave the folder"))?;
-        output::json(&Said::Ready(Box::new(ready.clone())))?;
+        unless_used(is_again, std::env::set_current_dir("/").map_err(system("cannot leave the folder")))?;
+        unless_used(is_again, output::json(&Said::Ready(Box::new(ready.clone()))))?;
         *was_ready = true;
-        let null = process::null_device().map_err(system("cannot open /dev/null"))?;
-        process::redirect(Standard::Output, &null).map_err(system("cannot close standard output"))
+        let null = process::null_device().map_err(system("cannot open /dev/null"));
+        let null = null.and_then(|null| {
+            process::redirect(Standard::Output, &null).map_err(system("cannot close standard output"))
+        });
+        unless_used(is_again, null)
     })
+}
+
+/// What went wrong, which ends a disk that nobody has heard of yet. One that `is_used` goes on without the log, the
+/// keeper or whatever it was that failed: its users would lose more.
+fn unless_used(is_used: bool, result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if is_used => server::log(&error.to_string()),
+        result => return result,
+    }
+    Ok(())
 }
 
 /// Whether the kernel keeps this device while its server is gone.
