@@ -30,6 +30,7 @@ pub(super) const TESTS: &[Entry] = &[
     entry("nbd/kill9-verify-20", 900, Where::NbdNewest, kill9_verify),
     entry("nbd/slow-backend", 120, Where::NbdNewest, slow_backend),
     entry("nbd/disconnected-by-another", 60, Where::NbdNewest, disconnected),
+    entry("nbd/disconnected-while-open", 90, Where::NbdNewest, disconnected_while_open),
     entry("nbd/taken-by-another", 90, Where::NbdNewest, taken),
 ];
 
@@ -551,6 +552,22 @@ fn disconnected() -> Outcome {
     ensure!(gc.status.success(), "gc fails: {}", gc.stderr.trim());
     ensure!(tool.state_of(&name)?.is_none(), "it is still listed after gc");
     Ok(())
+}
+
+/// The same while a program has it open, so that the driver still shows it: it is not connected again.
+fn disconnected_while_open() -> Outcome {
+    let tool = Blockhaus::new();
+    let device = tool.attach_nbd(&["ram:16M", "--connections", "2"])?;
+    let held = File::open(device.path()).context("open")?;
+    Cmd::new("nbd-client").args(["-d", device.path()]).timeout(20).ok()?;
+    let ended = || !procfs::alive(device.info.pid);
+    ensure!(wait_until(Duration::from_secs(25), ended), "the server lives on without a disk: {}", log(&device));
+    ensure!(log(&device).contains("somebody has it open"), "the log does not tell: {}", log(&device));
+    drop(held);
+    device.assert_gone("nbd-client -d")?;
+    drop(device.forget());
+    let gc = tool.answer(&["gc"])?;
+    if gc.status.success() { Ok(()) } else { Err(gc.fail("failed")) }
 }
 
 /// Somebody else takes the disk away and has one of his own by the same number: that one is not the server's to end.
