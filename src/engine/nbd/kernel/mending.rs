@@ -57,13 +57,18 @@ fn mend(shared: &Shared, woken: &File, listening: &Listening) {
     // It sends netlink messages while the disk waits for it.
     let _ = thread::become_io_flusher();
     let mut pause = LOOK_EVERY;
-    while !*shared.stopping() {
+    loop {
         let heard = socket::poll(&[(woken.as_fd(), false), (listening.as_fd(), false)], pause);
         listening.discard();
+        if heard.is_ok_and(|heard| heard[0]) {
+            return;
+        }
         // Before the look at whether we do that ourselves.
         let is_there = sysfs::identity(shared.id) == Some(shared.wanted.identity);
-        if *shared.stopping() || heard.is_ok_and(|heard| heard[0]) {
-            return;
+        if *shared.stopping() {
+            // The kernel may refuse, and then it goes on.
+            pause = LOOK_SOON;
+            continue;
         }
         if !is_there {
             return shared.lose("another program has disconnected it");
