@@ -100,25 +100,28 @@ fn first_free(wanted: &Wanted, sockets: &[OwnedFd]) -> io::Result<(u32, File)> {
     Err(io::Error::new(io::ErrorKind::ResourceBusy, why))
 }
 
-/// Tells the driver all about the disk. What fails leaves the node free.
+/// Tells the driver all about the disk. What fails leaves the node free. The connections come first: the driver takes
+/// them from one task alone, and everything else from anybody, whosever disk it is.
 fn set_up(id: u32, wanted: &Wanted, sockets: &[OwnedFd]) -> io::Result<File> {
     if sysfs::is_connected(id) {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     let node = node::open(&path(id))?;
-    let tell = || {
+    let mut is_ours = false;
+    let mut tell = || {
+        for socket in sockets {
+            nbd::add_socket(&node, socket.as_fd())?;
+            is_ours = true;
+        }
         nbd::set_size(&node, wanted.block_size, wanted.size / u64::from(wanted.block_size))?;
         nbd::set_flags(&node, wanted.flags)?;
-        nbd::set_timeout(&node, wanted.timeout.as_secs())?;
-        sockets.iter().try_for_each(|socket| nbd::add_socket(&node, socket.as_fd()))
+        nbd::set_timeout(&node, wanted.timeout.as_secs())
     };
-    match tell() {
-        Ok(()) => Ok(node),
-        Err(error) => {
-            let _ = nbd::forget_sockets(&node);
-            Err(error)
-        }
+    let told = tell();
+    if told.is_err() && is_ours {
+        let _ = nbd::forget_sockets(&node);
     }
+    told.map(|()| node)
 }
 
 /// Ends the disk of this number and identity, whoever is it.

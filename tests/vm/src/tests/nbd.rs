@@ -2,6 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,7 @@ pub(super) const TESTS: &[Entry] = &[
     entry("nbd/ids", 60, Where::NbdEnds, ids),
     entry("nbd/stop-writes-back", 120, Where::NbdEnds, stop_writes_back),
     entry("nbd/ioctl", 150, Where::NbdEnds, by_ioctl),
+    entry("nbd/ioctl-taken", 60, Where::NbdNewest, taken_by_ioctl),
     entry("nbd/kill9-ram", 90, Where::NbdEnds, kill9_ram),
     entry("nbd/kill9-mounted", 180, Where::NbdEnds, kill9_mounted),
     entry("nbd/kill9-detach", 120, Where::NbdEnds, kill9_detach),
@@ -354,6 +357,45 @@ fn by_ioctl() -> Outcome {
     ensure!(gc.status.success() && gc.stdout.contains(device.name()), "gc says {:?}", gc.stdout);
     device.assert_gone("gc")?;
     drop(device.forget());
+    Ok(())
+}
+
+// linux/nbd.h
+const NBD_SET_SOCK: libc::c_ulong = 0xab00;
+const NBD_SET_BLKSIZE: libc::c_ulong = 0xab01;
+const NBD_DO_IT: libc::c_ulong = 0xab03;
+const NBD_SET_SIZE_BLOCKS: libc::c_ulong = 0xab07;
+const NBD_DISCONNECT: libc::c_ulong = 0xab08;
+
+fn ask_driver(node: &File, number: libc::c_ulong, argument: i32) -> Outcome {
+    // SAFETY: these requests take a plain number, and the descriptor is open.
+    let result = unsafe { libc::ioctl(node.as_raw_fd(), number as _, argument) };
+    ensure!(result == 0, "ioctl {number:#x} fails: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// A node that another program is just making a disk of, by ioctls as well, is left as it is.
+fn taken_by_ioctl() -> Outcome {
+    let node = OpenOptions::new().read(true).write(true).open("/dev/nbd5").context("open /dev/nbd5")?;
+    let (theirs, _far) = UnixStream::pair().context("no pair of sockets")?;
+    ask_driver(&node, NBD_SET_SOCK, theirs.as_raw_fd())?;
+    ask_driver(&node, NBD_SET_BLKSIZE, 512)?;
+    ask_driver(&node, NBD_SET_SIZE_BLOCKS, 2048)?;
+    let ours = crate::blockhaus::binary().display().to_string();
+    let us = std::env::current_exe().context("our own path")?;
+    let arguments = ["without-netlink", &ours, "attach", "--engine", "nbd", "--id", "5", "ram:64M"];
+    let ran = Cmd::new(&us).args(arguments).timeout(40).run()?;
+    ensure!(!ran.status.success(), "attach takes another program's disk");
+    ensure!(ran.stderr.contains("--id"), "attach gives no cure: {}", ran.stderr.trim());
+    // Without its connection this is EINVAL at once.
+    let disk = node.try_clone().context("dup")?;
+    let disk = std::thread::spawn(move || ask_driver(&disk, NBD_DO_IT, 0));
+    let pid = Path::new("/sys/block/nbd5/pid");
+    let lives = wait_until(Duration::from_secs(10), || pid.exists() || disk.is_finished());
+    let sectors = std::fs::read_to_string("/sys/block/nbd5/size").context("size")?;
+    ask_driver(&node, NBD_DISCONNECT, 0)?;
+    let ended = disk.join();
+    ensure!(lives && sectors.trim() == "2048", "the other's disk has {} sectors: {ended:?}", sectors.trim());
     Ok(())
 }
 
