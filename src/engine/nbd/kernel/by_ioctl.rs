@@ -87,9 +87,20 @@ fn path(id: u32) -> PathBuf {
     format!("/dev/nbd{id}").into()
 }
 
+fn nodes() -> impl Iterator<Item = u32> {
+    (0..MOST_NODES).take_while(|id| node::exists(&path(*id)))
+}
+
+/// Whether there is any node that can be told something.
+pub(super) fn has_node() -> bool {
+    nodes().any(|id| node::open(&path(id)).is_ok())
+}
+
 fn first_free(wanted: &Wanted, sockets: &[OwnedFd]) -> io::Result<(u32, File)> {
-    let there = (0..MOST_NODES).take_while(|id| node::exists(&path(*id)));
-    for id in there.filter(|id| !sysfs::is_connected(*id)) {
+    if nodes().next().is_none() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no /dev/nbd0, and only netlink makes one"));
+    }
+    for id in nodes().filter(|id| !sysfs::is_connected(*id)) {
         match set_up(id, wanted, sockets) {
             // Somebody was faster.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}

@@ -20,6 +20,7 @@ use crate::{ensure, home, procfs};
 
 pub(super) const TESTS: &[Entry] = &[
     entry("nbd/auto", 60, Where::NoUblk, auto),
+    entry("nbd/no-way-to-it", 60, Where::NbdEnds, no_way),
     entry("nbd/verbs", 150, Where::NbdEnds, verbs),
     entry("nbd/up", 90, Where::NbdEnds, up),
     entry("nbd/in-use", 90, Where::NbdEnds, in_use),
@@ -153,6 +154,34 @@ fn auto() -> Outcome {
     ensure!(engines.contains(&("nbd".into(), true)), "features says {engines:?}");
     ensure!(features.engines[0].reason.is_some(), "features does not say why there is no ublk");
     Ok(())
+}
+
+/// In a container the driver may be loaded and out of reach: FUSE it is then.
+fn no_way() -> Outcome {
+    let tool = Blockhaus::new();
+    let ours = crate::blockhaus::binary().display().to_string();
+    let dev = home::scratch().join("dev").display().to_string();
+    std::fs::create_dir(&dev).context("mkdir")?;
+    for (name, major, minor) in [("null", "1", "3"), ("fuse", "10", "229")] {
+        Cmd::new("mknod").args([&format!("{dev}/{name}"), "c", major, minor]).ok()?;
+    }
+    let inside = |more: &str| {
+        let script = format!("mount --bind {dev} /dev && exec {ours} attach ram:16M {more}");
+        Cmd::new("unshare").args(["-n", "-m", "sh", "-c", &script]).timeout(40).run()
+    };
+    let ran = inside("--engine nbd")?;
+    ensure!(!ran.status.success(), "it makes an nbd device without a way to the driver");
+    ensure!(ran.stderr.contains("cannot reach"), "it says {}", ran.stderr.trim());
+    let ran = inside("")?;
+    if !ran.status.success() {
+        return Err(ran.fail("failed"));
+    }
+    let why = ran.stderr.lines().find(|line| line.contains("engine fuse: "));
+    let why = why.context(format!("attach does not take fuse: {}", ran.stderr))?;
+    ensure!(why.contains("cannot reach this kernel's NBD driver"), "attach does not say why: {why}");
+    let gone = tool.answer(&["detach", ran.stdout.trim()])?;
+    std::fs::remove_dir_all(&dev).context("cannot remove the nodes")?;
+    if gone.status.success() { Ok(()) } else { Err(gone.fail("failed")) }
 }
 
 /// Each verb, by name, path and number.
