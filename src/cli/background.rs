@@ -27,6 +27,9 @@ use crate::server::{self, Plan, Ready};
 /// How long a server may take until its disk can be opened.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a keeper may take to be known as one, which takes the registry's lock.
+const KEEPER: Duration = Duration::from_secs(10);
+
 /// How long a server may take to clean up when it is told to end.
 const CLEAN_UP: Duration = Duration::from_secs(20);
 
@@ -223,7 +226,7 @@ fn try_serve(
         unless_used(is_again, log)?;
         // While the folder is the one that relative paths begin at.
         if !is_again && can_be_kept && is_kept(ready) {
-            start_keeper(ready.name).map_err(system("cannot start the keeper"))?;
+            start_keeper(&logs, ready.name)?;
         }
         unless_used(is_again, std::env::set_current_dir("/").map_err(system("cannot leave the folder")))?;
         unless_used(is_again, output::json(&Said::Ready(Box::new(ready.clone()))))?;
@@ -251,15 +254,24 @@ fn is_kept(ready: &Ready) -> bool {
     ready.name.engine == Engine::Nbd && ready.data_path == BY_NETLINK
 }
 
-/// Starts a process that starts this one again when it is killed.
-fn start_keeper(name: DeviceName) -> std::io::Result<()> {
+/// Starts a process that starts this one again when it is killed; returns when others can find it.
+fn start_keeper(registry: &Registry, name: DeviceName) -> Result<()> {
     let pid = process::own_pid();
     let start = process::stat(pid).map_or(0, |stat| stat.start);
     let mut arguments: Vec<OsString> =
         vec![isolated::VERB.into(), isolated::KEEP.into(), name.to_string().into()];
     arguments.extend([pid.to_string().into(), start.to_string().into()]);
     arguments.extend(std::env::args_os().skip(1));
-    process::start_apart(&arguments).map(drop)
+    let keeper = process::start_apart(&arguments);
+    let keeper = keeper.map_err(|error| Error::system("cannot start the keeper", error))?;
+    let is_there = || registry.keeper(name).is_some_and(|found| found.pid == keeper);
+    if Deadline::after(KEEPER).wait_until(|| is_there() || !process::exists(keeper)) && is_there() {
+        return Ok(());
+    }
+    let why = format!("it (process {keeper}) has not said within {} s that it is there", KEEPER.as_secs());
+    let what = format!("nobody would start the server of {name} again");
+    let lock = registry.folder().join("lock").display().to_string();
+    Err(Error::new(Kind::Failed, what, why).cure(format!("does somebody hold {lock}?")))
 }
 
 #[cfg(test)]
