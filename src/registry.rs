@@ -79,6 +79,9 @@ pub struct Entry {
     pub report: Option<Report>,
     /// The file that names the device, where its server is one of `up`.
     pub config: Option<PathBuf>,
+    /// The server has ended in order, though not everything went as it should, and something of the device is left.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 impl Entry {
@@ -99,6 +102,7 @@ impl Entry {
             identity: devices::identity(name),
             report: None,
             config: None,
+            ended: false,
         }
     }
 

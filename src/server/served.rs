@@ -387,10 +387,8 @@ impl Served {
     /// failure stays for those who knew the disk. Returns how it ended.
     pub(super) fn gone(&mut self, result: Result<()>, keep_log: bool, around: &Around) -> Result<()> {
         let result = self.failure.take().map_or(result, Err);
-        // A device that is still there could not be removed, and stays known, so that `gc` finds it.
         if let Some(entry) = self.entry.take()
-            && (is_gone(&entry, &result) || !entry.owns_device())
-            && let Err(error) = around.registry.remove(&entry, keep_log && result.is_err())
+            && let Err(error) = leave(*entry, &result, keep_log, around)
         {
             log(&error.to_string());
         }
@@ -400,6 +398,16 @@ impl Served {
         self.phase = Phase::Gone(Deadline::after(LAST_WORDS));
         result
     }
+}
+
+/// Removes the entry of a device that has ended like this. One that is still there could not be removed, and stays
+/// known, so that `gc` finds it and no keeper takes its server for one that was killed.
+fn leave(entry: Entry, result: &Result<()>, keep_log: bool, around: &Around) -> Result<()> {
+    if is_gone(&entry, result) || !entry.owns_device() {
+        return around.registry.remove(&entry, keep_log && result.is_err()).map(drop);
+    }
+    let _lock = around.registry.lock()?;
+    around.registry.write(&Entry { ended: true, ..entry })
 }
 
 /// Whether nothing of a device is left that somebody would have to remove.
