@@ -253,6 +253,14 @@ impl Attached {
         }
     }
 
+    /// Whether the kernel still has our disk there, and not another program's.
+    fn is_ours(&self, shared: &Shared) -> bool {
+        match &self.by_ioctl {
+            Some(disk) => !disk.has_ended(),
+            None => sysfs::identity(shared.id) == Some(shared.wanted.identity),
+        }
+    }
+
     fn open_node(&self) -> Result<()> {
         let path = self.path();
         let mut failure = None;
@@ -338,20 +346,31 @@ impl LiveDevice for Attached {
         shared.exported.failure().or_else(lost).or_else(ended)
     }
 
-    /// Whether somebody uses it was looked up before: this driver cannot refuse by itself.
-    fn stop(&self, _only_if_idle: bool) -> Result<()> {
+    /// Who has it open was looked up before: this driver cannot refuse by itself. Nobody can mount it or the like
+    /// between that look and the end.
+    fn stop(&self, only_if_idle: bool) -> Result<()> {
         let Some(shared) = self.shared() else { return Ok(()) };
-        *shared.stopping() = true;
+        let cannot = |what: &str| format!("cannot {what} {}", self.path().display());
         // A disk that nobody answers for any more would keep us until its requests give up.
-        if shared.exported.failure().is_none() && shared.exported.connections() > 0 {
-            let written = File::open(self.path()).and_then(|disk| disk.sync_all());
-            if written.is_ok() {
-                Deadline::after(DRAIN).wait_until(|| sysfs::in_flight(shared.id) == 0);
-            }
+        let is_served = shared.exported.failure().is_none() && shared.exported.connections() > 0;
+        let claimed = match only_if_idle && self.is_ours(shared) {
+            true => node::open_exclusive(&self.path()),
+            false if is_served => File::open(self.path()),
+            false => Err(io::ErrorKind::NotConnected.into()),
+        };
+        if only_if_idle
+            && let Err(error) = &claimed
+            && error.kind() == io::ErrorKind::ResourceBusy
+        {
+            return Err(Error::new(Kind::Busy, cannot("stop"), "somebody has it to himself, as a mount has"));
+        }
+        *shared.stopping() = true;
+        if is_served && claimed.as_ref().is_ok_and(|disk| disk.sync_all().is_ok()) {
+            Deadline::after(DRAIN).wait_until(|| sysfs::in_flight(shared.id) == 0);
         }
         self.disconnect(shared).map_err(|error| {
             *shared.stopping() = false;
-            Error::system(format!("cannot disconnect {}", self.path().display()), error)
+            Error::system(cannot("disconnect"), error)
         })
     }
 

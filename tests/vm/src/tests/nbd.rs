@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ pub(super) const TESTS: &[Entry] = &[
     entry("nbd/verbs", 150, Where::NbdEnds, verbs),
     entry("nbd/up", 90, Where::NbdEnds, up),
     entry("nbd/in-use", 90, Where::NbdEnds, in_use),
+    entry("nbd/mount-while-stopping", 90, Where::NbdNewest, mount_while_stopping),
     entry("nbd/ids", 60, Where::NbdEnds, ids),
     entry("nbd/stop-writes-back", 120, Where::NbdEnds, stop_writes_back),
     entry("nbd/ioctl", 150, Where::NbdEnds, by_ioctl),
@@ -287,6 +289,29 @@ fn in_use() -> Outcome {
     mounted.unmount()?;
     let gone = || device.assert_gone("detach --force and umount").is_ok();
     ensure!(wait_until(Duration::from_secs(5), gone), "it is still there after umount");
+    drop(device.forget());
+    Ok(())
+}
+
+/// Between the look at who uses the disk and its end nobody gets to mount it, and lose it then.
+fn mount_while_stopping() -> Outcome {
+    let tool = Blockhaus::new();
+    let device = tool.attach_nbd(&["ram:64M", "--filter", "fault,op=flush,delay_ms=4000"])?;
+    // Its last flush takes its time.
+    let mut detach = tool.command(&["detach", device.name()]).spawn()?;
+    let stopping = || matches!(tool.state_of(device.name()), Ok(Some(state)) if state == "stopping");
+    ensure!(wait_until(Duration::from_secs(3), stopping), "it is {:?}", tool.state_of(device.name())?);
+    std::thread::sleep(Duration::from_millis(500));
+    let claimed = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device.path());
+    let was_running = matches!(detach.ended(), Ok(None));
+    let ran = detach.wait(Duration::from_secs(20))?;
+    ensure!(was_running, "detach did not wait for the flush");
+    let refused = claimed.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY));
+    ensure!(refused, "a disk that is just being taken away can be mounted");
+    if !ran.status.success() {
+        return Err(ran.fail("failed"));
+    }
+    device.assert_gone("detach")?;
     drop(device.forget());
     Ok(())
 }
@@ -646,7 +671,7 @@ fn taken() -> Outcome {
     let tool = Blockhaus::new();
     let socket = home::scratch().join("another.sock").display().to_string();
     let listen = format!("unix:{socket}");
-    let mut other = tool.command(&["serve", "--listen", &listen, "ram:32M"]).spawn()?;
+    let other = tool.command(&["serve", "--listen", &listen, "ram:32M"]).spawn()?;
     let listens = wait_until(Duration::from_secs(20), || !other.stdout_so_far().is_empty());
     ensure!(listens, "the other server does not listen: {}", other.stderr_so_far());
     let device = tool.attach_nbd(&["ram:16M"])?;
