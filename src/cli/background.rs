@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
@@ -217,9 +218,7 @@ fn try_serve(
     let logs = registry.clone();
     server::run(plan, signals, registry, &mut |ready| {
         let log_path = logs.log(ready.name);
-        // What was said before a server was killed stays.
-        let log =
-            File::options().create(true).write(true).append(is_again).truncate(!is_again).open(&log_path);
+        let log = open_log(&log_path, is_again);
         let log = log
             .map_err(|error| Error::system(format!("cannot make the log {}", log_path.display()), error))
             .and_then(|log| process::redirect(Standard::Error, &log).map_err(system("cannot use the log")));
@@ -237,6 +236,16 @@ fn try_serve(
         });
         unless_used(is_again, null)
     })
+}
+
+/// Opens a log that others write to as well: the keeper, and the servers that come after this one. What was said before a
+/// server was killed stays.
+fn open_log(path: &Path, is_again: bool) -> std::io::Result<File> {
+    let log = File::options().create(true).append(true).open(path)?;
+    if !is_again {
+        log.set_len(0)?;
+    }
+    Ok(log)
 }
 
 /// What went wrong, which ends a disk that nobody has heard of yet. One that `is_used` goes on without the log, the
@@ -276,6 +285,8 @@ fn start_keeper(registry: &Registry, name: DeviceName) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn words(text: &str) -> Vec<OsString> {
@@ -296,5 +307,17 @@ mod tests {
             let found = arguments(words(given));
             assert_eq!(found, (words(left), said.map(|again| Background { again })), "{given}");
         }
+    }
+
+    #[test]
+    fn nobody_writes_over_what_another_has_written_to_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nbd0.log");
+        std::fs::write(&path, "of the disk before").unwrap();
+        let logs = [open_log(&path, false).unwrap(), open_log(&path, true).unwrap()];
+        for (log, text) in [(0, "one "), (1, "two "), (0, "three")] {
+            (&logs[log]).write_all(text.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one two three");
     }
 }
