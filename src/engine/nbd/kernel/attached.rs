@@ -459,8 +459,10 @@ fn connect(mut shared: Shared) -> Result<Made> {
     };
     let disk = by_ioctl::Disk::connect(&shared.wanted, &sockets, &shared.alarm).map_err(failed)?;
     shared.id = disk.id;
-    let why =
-        format!("netlink is not to be had ({refused}), so that the disk ends when its server is killed");
+    let why = format!(
+        "netlink is not to be had ({refused}), so that the disk ends when its server is killed, and how long requests \
+         would wait for another has no meaning"
+    );
     Ok(Made { shared, by_ioctl: Some(disk), why })
 }
 

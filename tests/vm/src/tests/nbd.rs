@@ -398,6 +398,7 @@ fn by_ioctl() -> Outcome {
         why.contains("ends when its server is killed"),
         "it does not say that it cannot come back: {why}"
     );
+    ensure!(why.contains("has no meaning"), "it does not say that nothing waits for a server: {why}");
     ensure!(device.status()?.keeper.is_none(), "a keeper that can keep nothing");
     cells::inner(device.path(), 16, false, &[fs::Kind::Ext4])?;
     device.detach()?;
