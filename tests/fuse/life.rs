@@ -56,6 +56,20 @@ fn a_disk_whose_loop_device_was_taken_away_is_its_file() {
     world.is_empty();
 }
 
+/// Its server was killed between the first step and the next.
+#[test]
+fn a_folder_that_is_no_disk_is_collected_when_it_is_old() {
+    let Some(world) = World::new() else { return };
+    let folder = world.folder().join("fuse0");
+    fs::create_dir_all(&folder).unwrap();
+    world.ok(&["gc"]);
+    assert!(folder.exists(), "its server may be just making it");
+    std::thread::sleep(Duration::from_secs(6));
+    let said = world.ok(&["gc"]);
+    assert!(!folder.exists() && said.contains("fuse0"), "{said}");
+    world.is_empty();
+}
+
 #[test]
 fn auto_takes_it_where_the_kernel_has_nothing_better() {
     let Some(world) = World::new() else { return };
