@@ -267,7 +267,8 @@ impl Served {
         device.on_end(Arc::new(move || waker.wake()));
         self.phase = Phase::Live(device);
         let is_cancelled = self.cancelled.load(Ordering::Relaxed);
-        let result = if is_cancelled && !is_recovered { Err(interrupted()) } else { self.keep_report(around) };
+        let result =
+            if is_cancelled && !is_recovered { Err(interrupted()) } else { self.keep_report(around) };
         match result {
             // Nobody loses a disk that he uses over what is only written down.
             Err(error) if is_recovered => log(&error.to_string()),

@@ -18,7 +18,8 @@ fn a_disk_that_was_recovered_stays_whatever_becomes_of_its_entry() {
         let name = job.device.unwrap();
         let mut scene = Scene::with(vec![job]);
         // In the way of the entry once more, after it was made.
-        let temporary = scene.registry.folder().join(format!("{name}.json.{}", crate::port::process::own_pid()));
+        let temporary =
+            scene.registry.folder().join(format!("{name}.json.{}", crate::port::process::own_pid()));
         scene.world.in_the_way.lock().unwrap().push(temporary);
         let ended = scene.until(|scene| scene.server.handed_over);
         assert_eq!(ended, !stays, "{name}");

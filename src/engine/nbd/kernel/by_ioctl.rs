@@ -98,7 +98,10 @@ pub(super) fn has_node() -> bool {
 
 fn first_free(wanted: &Wanted, sockets: &[OwnedFd]) -> io::Result<(u32, File)> {
     if nodes().next().is_none() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no /dev/nbd0, and only netlink makes one"));
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "there is no /dev/nbd0, and only netlink makes one",
+        ));
     }
     for id in nodes().filter(|id| !sysfs::is_connected(*id)) {
         match set_up(id, wanted, sockets) {

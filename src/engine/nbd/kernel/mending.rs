@@ -75,8 +75,8 @@ fn mend(shared: &Shared, woken: &File, listening: &Listening) {
         }
         pause = LOOK_EVERY;
         if shared.exported.connections() < shared.connections {
-            let mended = Driver::open()
-                .and_then(|mut driver| shared.reconnect(&mut driver, Deadline::after(MEND)));
+            let mended =
+                Driver::open().and_then(|mut driver| shared.reconnect(&mut driver, Deadline::after(MEND)));
             match mended {
                 Ok(true) => {}
                 // Whoever has it open keeps it visible.
