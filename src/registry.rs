@@ -10,9 +10,9 @@
 //! | `lock` | held while files of a device are made or removed |
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,9 @@ pub const DEFAULT_FOLDER: &str = system::DEFAULT_RUN_FOLDER;
 
 /// How long the lock may be held by others, who each hold it for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// For the owner alone.
+const LOCK_MODE: u32 = 0o600;
 
 /// Between two tries. Short and even, so that of many who want it nobody goes without.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
@@ -76,6 +79,9 @@ pub struct Entry {
     pub report: Option<Report>,
     /// The file that names the device, where its server is one of `up`.
     pub config: Option<PathBuf>,
+    /// The server has ended in order, though not everything went as it should, and something of the device is left.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 impl Entry {
@@ -96,6 +102,7 @@ impl Entry {
             identity: devices::identity(name),
             report: None,
             config: None,
+            ended: false,
         }
     }
 
@@ -173,8 +180,13 @@ impl Registry {
     pub fn lock(&self) -> Result<Lock> {
         let path = self.folder.join("lock");
         let what = || format!("cannot lock {}", path.display());
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        // flock(2) takes a descriptor for reading: who can open it can keep everybody out.
+        let file = File::options().create(true).truncate(false).write(true).mode(LOCK_MODE).open(&path);
         let file = file.map_err(|error| Error::system(what(), error))?;
+        if file.metadata().is_ok_and(|metadata| metadata.mode() & 0o7777 != LOCK_MODE) {
+            // One that an earlier version made. Who may write to it and does not own it cannot, and need not.
+            let _ = file.set_permissions(Permissions::from_mode(LOCK_MODE));
+        }
         let deadline = Deadline::after(LOCK_PATIENCE);
         let result = loop {
             match try_lock(&file, true) {
@@ -355,6 +367,11 @@ mod tests {
         let lock = registry.lock().unwrap();
         assert_eq!(registry.lock().unwrap_err().kind(), Kind::Deadline);
         drop(lock);
+        let mode = || fs::metadata(registry.folder().join("lock")).unwrap().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        // As an earlier version made it.
+        fs::set_permissions(registry.folder().join("lock"), Permissions::from_mode(0o644)).unwrap();
         registry.lock().unwrap();
+        assert_eq!(mode(), 0o600);
     }
 }

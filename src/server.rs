@@ -269,8 +269,8 @@ impl Server {
         match what {
             What::Added(entry, listener) => served.added(entry, listener),
             What::Started(Err(error)) => self.gone(at, Err(error)),
-            What::Started(Ok((device, notes))) => {
-                served.started(device, notes, &self.around);
+            What::Started(Ok(begun)) => {
+                served.started(begun, &self.around);
                 // Before that, whoever waits for all of them is told.
                 if self.handed_over {
                     log(&format!("{} is there: {}", served.name(), served.spec));

@@ -197,7 +197,7 @@ fn plan(arguments: &Arguments, table: &SpecTable, again: Option<DeviceName>) -> 
 /// Why nobody would start the server of a disk again by himself, where nobody would.
 fn unkept(arguments: &Arguments, stack: &dyn Stack) -> Option<&'static str> {
     match (arguments.foreground, stack.outlives_process()) {
-        (_, false) => Some("what is on the disk ends with it"),
+        (_, false) => Some("its backend does not promise that what was written outlives its server"),
         (true, true) => Some("it is in the foreground, and whoever started it may do so"),
         (false, true) => None,
     }

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ use crate::server::{self, Plan, Ready};
 
 /// How long a server may take until its disk can be opened.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a keeper may take to be known as one, which takes the registry's lock.
+const KEEPER: Duration = Duration::from_secs(10);
 
 /// How long a server may take to clean up when it is told to end.
 const CLEAN_UP: Duration = Duration::from_secs(20);
@@ -214,22 +218,44 @@ fn try_serve(
     let logs = registry.clone();
     server::run(plan, signals, registry, &mut |ready| {
         let log_path = logs.log(ready.name);
-        // What was said before a server was killed stays.
-        let log =
-            File::options().create(true).write(true).append(is_again).truncate(!is_again).open(&log_path);
-        let log =
-            log.map_err(|error| Error::system(format!("cannot make the log {}", log_path.display()), error))?;
-        process::redirect(Standard::Error, &log).map_err(system("cannot use the log"))?;
+        let log = open_log(&log_path, is_again);
+        let log = log
+            .map_err(|error| Error::system(format!("cannot make the log {}", log_path.display()), error))
+            .and_then(|log| process::redirect(Standard::Error, &log).map_err(system("cannot use the log")));
+        unless_used(is_again, log)?;
         // While the folder is the one that relative paths begin at.
         if !is_again && can_be_kept && is_kept(ready) {
-            start_keeper(ready.name).map_err(system("cannot start the keeper"))?;
+            start_keeper(&logs, ready.name)?;
         }
-        std::env::set_current_dir("/").map_err(system("cannot leave the folder"))?;
-        output::json(&Said::Ready(Box::new(ready.clone())))?;
+        unless_used(is_again, std::env::set_current_dir("/").map_err(system("cannot leave the folder")))?;
+        unless_used(is_again, output::json(&Said::Ready(Box::new(ready.clone()))))?;
         *was_ready = true;
-        let null = process::null_device().map_err(system("cannot open /dev/null"))?;
-        process::redirect(Standard::Output, &null).map_err(system("cannot close standard output"))
+        let null = process::null_device().map_err(system("cannot open /dev/null"));
+        let null = null.and_then(|null| {
+            process::redirect(Standard::Output, &null).map_err(system("cannot close standard output"))
+        });
+        unless_used(is_again, null)
     })
+}
+
+/// Opens a log that others write to as well: the keeper, and the servers that come after this one. What was said before a
+/// server was killed stays.
+fn open_log(path: &Path, is_again: bool) -> std::io::Result<File> {
+    let log = File::options().create(true).append(true).open(path)?;
+    if !is_again {
+        log.set_len(0)?;
+    }
+    Ok(log)
+}
+
+/// What went wrong, which ends a disk that nobody has heard of yet. One that `is_used` goes on without the log, the
+/// keeper or whatever it was that failed: its users would lose more.
+fn unless_used(is_used: bool, result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if is_used => server::log(&error.to_string()),
+        result => return result,
+    }
+    Ok(())
 }
 
 /// Whether the kernel keeps this device while its server is gone.
@@ -237,19 +263,30 @@ fn is_kept(ready: &Ready) -> bool {
     ready.name.engine == Engine::Nbd && ready.data_path == BY_NETLINK
 }
 
-/// Starts a process that starts this one again when it is killed.
-fn start_keeper(name: DeviceName) -> std::io::Result<()> {
+/// Starts a process that starts this one again when it is killed; returns when others can find it.
+fn start_keeper(registry: &Registry, name: DeviceName) -> Result<()> {
     let pid = process::own_pid();
     let start = process::stat(pid).map_or(0, |stat| stat.start);
     let mut arguments: Vec<OsString> =
         vec![isolated::VERB.into(), isolated::KEEP.into(), name.to_string().into()];
     arguments.extend([pid.to_string().into(), start.to_string().into()]);
     arguments.extend(std::env::args_os().skip(1));
-    process::start_apart(&arguments).map(drop)
+    let keeper = process::start_apart(&arguments);
+    let keeper = keeper.map_err(|error| Error::system("cannot start the keeper", error))?;
+    let is_there = || registry.keeper(name).is_some_and(|found| found.pid == keeper);
+    if Deadline::after(KEEPER).wait_until(|| is_there() || !process::exists(keeper)) && is_there() {
+        return Ok(());
+    }
+    let why = format!("it (process {keeper}) has not said within {} s that it is there", KEEPER.as_secs());
+    let what = format!("nobody would start the server of {name} again");
+    let lock = registry.folder().join("lock").display().to_string();
+    Err(Error::new(Kind::Failed, what, why).cure(format!("does somebody hold {lock}?")))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn words(text: &str) -> Vec<OsString> {
@@ -270,5 +307,17 @@ mod tests {
             let found = arguments(words(given));
             assert_eq!(found, (words(left), said.map(|again| Background { again })), "{given}");
         }
+    }
+
+    #[test]
+    fn nobody_writes_over_what_another_has_written_to_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nbd0.log");
+        std::fs::write(&path, "of the disk before").unwrap();
+        let logs = [open_log(&path, false).unwrap(), open_log(&path, true).unwrap()];
+        for (log, text) in [(0, "one "), (1, "two "), (0, "three")] {
+            (&logs[log]).write_all(text.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one two three");
     }
 }

@@ -9,7 +9,7 @@ use crate::engine::{DeviceName, fuse};
 use crate::error::{Error, Result};
 use crate::port::process;
 use crate::registry::Registry;
-use crate::registry::isolated::{KEEP, Order, serve};
+use crate::registry::isolated::{KEEP, Order, Target, serve};
 use crate::sandbox;
 use crate::server::keeper::keep;
 
@@ -22,9 +22,12 @@ pub(super) fn run() -> Result<ExitCode> {
     }
     let order = order.to_str().and_then(Order::from_name);
     let order = order.ok_or_else(|| Error::invalid("bad order", "it is neither remove, info nor keep"))?;
-    let names: Result<Vec<DeviceName>, _> = arguments.map(|name| name.to_string_lossy().parse()).collect();
-    let names = names.map_err(|error| Error::invalid("bad name", error.to_string()))?;
-    serve(order, &names, &mut |answer| {
+    let target = |text: OsString| {
+        let target = Target::from_argument(&text.to_string_lossy());
+        target.ok_or_else(|| Error::invalid("bad device", format!("{} names none", text.display())))
+    };
+    let targets = arguments.map(target).collect::<Result<Vec<_>>>()?;
+    serve(order, &targets, &mut |answer| {
         // Whoever waited may have gone; what was begun is finished all the same.
         let _ = output::json(answer);
     });

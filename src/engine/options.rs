@@ -70,6 +70,11 @@ impl DeviceOptions {
         id.map(|id| DeviceName::new(self.engine(), id))
     }
 
+    /// Whether it is somebody's disk already: its server was killed, and this one takes its place.
+    pub fn is_recovery(&self) -> bool {
+        matches!(self, DeviceOptions::Nbd(options) if options.recover.is_some())
+    }
+
     /// Queues and the depth of each.
     pub fn shape(&self) -> (u16, u16) {
         match self {

@@ -8,7 +8,7 @@ use crate::port::thread::{self, CpuMask, Scheduling};
 /// A running device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// Which engine shows it: `ublk` or `nbd`.
+    /// Which engine shows it: `ublk`, `nbd` or `fuse`.
     pub engine: String,
     /// How a request's bytes travel.
     pub data_path: String,

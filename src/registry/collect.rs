@@ -6,6 +6,7 @@ use super::control::State;
 use super::isolated::{self, DeviceInfo};
 use super::survey::{Seen, survey};
 use super::{Registry, devices};
+use crate::engine::fuse::place;
 use crate::engine::{DeviceName, Engine};
 use crate::error::{Error, Kind, Result};
 use crate::holders;
@@ -14,7 +15,7 @@ use crate::port::clock::{Deadline, Duration};
 /// How long the kernel may take for one device.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// How old a device of another program must be before it can count as left behind.
+/// How old a device of another program, or a folder without a disk, must be before it can count as left behind.
 const FOREIGN_AGE: Duration = Duration::from_secs(5);
 
 /// A thing that was removed.
@@ -46,6 +47,9 @@ pub fn collect(registry: &Registry, foreign: bool) -> Collected {
     for seen in survey(registry, None) {
         let result = match (seen.state, seen.driver) {
             (State::Dead, _) => ours(registry, &seen, &mut collected.removed),
+            (State::Foreign, _) if seen.name.engine == Engine::Fuse => {
+                stillborn(registry, seen.name, &mut collected.removed)
+            }
             (State::Foreign, Some(info)) if foreign => foreigner(seen.name, info, &mut collected.removed),
             (State::Foreign, None) if foreign => Err(Error::new(
                 Kind::Failed,
@@ -69,7 +73,7 @@ fn ours(registry: &Registry, seen: &Seen, removed: &mut Vec<Removed>) -> Result<
     };
     registry.dismiss_keeper(name)?;
     if devices::exists(name) && entry.owns_device() {
-        isolated::remove(name, Deadline::after(PATIENCE))?;
+        isolated::remove(name, entry.identity, Deadline::after(PATIENCE))?;
         removed.push(device(name));
     }
     let files = registry.remove(entry, false)?;
@@ -78,9 +82,24 @@ fn ours(registry: &Registry, seen: &Seen, removed: &mut Vec<Removed>) -> Result<
     Ok(())
 }
 
+/// A folder of ours without an entry: nobody else has any. Its server may be just making it.
+fn stillborn(registry: &Registry, name: DeviceName, removed: &mut Vec<Removed>) -> Result<()> {
+    let _lock = registry.lock()?;
+    if registry.read(name).is_some() {
+        return Ok(());
+    }
+    match place::remove_stillborn(&place::root(), name.id, FOREIGN_AGE) {
+        Ok(true) => removed.push(device(name)),
+        Ok(false) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::system(format!("cannot remove {}", name.path().display()), error)),
+    }
+    Ok(())
+}
+
 fn foreigner(name: DeviceName, info: DeviceInfo, removed: &mut Vec<Removed>) -> Result<()> {
     // Nothing tells who serves a device of the NBD driver: whoever connected it may well have ended.
-    // A folder of ours without an entry may be that of a server which is just making it.
+    // What FUSE has is ours.
     if matches!(name.engine, Engine::Nbd | Engine::Fuse) {
         return Ok(());
     }
@@ -89,7 +108,7 @@ fn foreigner(name: DeviceName, info: DeviceInfo, removed: &mut Vec<Removed>) -> 
     if info.is_served() || !is_old(name.id) || !holders::openers(&devices::server_side(name.id)).is_empty() {
         return Ok(());
     }
-    isolated::remove(name, Deadline::after(PATIENCE))?;
+    isolated::remove(name, None, Deadline::after(PATIENCE))?;
     removed.push(device(name));
     Ok(())
 }

@@ -84,7 +84,7 @@ fn recovering(entry: &Entry) -> Error {
 fn clean_up(registry: &Registry, entry: &Entry, deadline: Deadline) -> Result<()> {
     registry.dismiss_keeper(entry.name)?;
     if devices::exists(entry.name) && entry.owns_device() {
-        isolated::remove(entry.name, deadline)?;
+        isolated::remove(entry.name, entry.identity, deadline)?;
     }
     registry.remove(entry, false).map(drop)
 }

@@ -97,12 +97,38 @@ pub enum Answer {
     },
 }
 
+/// A device as the helper is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    name: DeviceName,
+    /// See [`devices::identity`].
+    identity: Option<u64>,
+}
+
+impl Target {
+    fn argument(self) -> String {
+        match self.identity {
+            Some(identity) => format!("{}={identity}", self.name),
+            None => self.name.to_string(),
+        }
+    }
+
+    /// Out of an argument of the hidden verb: `nbd0`, or `nbd0=IDENTITY`.
+    pub fn from_argument(text: &str) -> Option<Target> {
+        let (name, identity) = match text.split_once('=') {
+            Some((name, identity)) => (name, Some(identity.parse().ok()?)),
+            None => (text, None),
+        };
+        Some(Target { name: name.parse().ok()?, identity })
+    }
+}
+
 /// The helper's side: carries out the order for each device and tells.
-pub fn serve(order: Order, names: &[DeviceName], tell: &mut dyn FnMut(&Answer)) {
+pub fn serve(order: Order, targets: &[Target], tell: &mut dyn FnMut(&Answer)) {
     // Ctrl-C at the terminal is for the command line, not for this.
     let _ = process::own_session();
     let mut ublk = None;
-    for &name in names {
+    for &Target { name, identity } in targets {
         let result = match name.engine {
             Engine::Ublk => match ublk.get_or_insert_with(Control::open) {
                 Ok(control) => with_ublk(order, control, name),
@@ -110,7 +136,7 @@ pub fn serve(order: Order, names: &[DeviceName], tell: &mut dyn FnMut(&Answer)) 
                     Err(Error::new(error.kind(), "cannot reach the ublk driver", error.to_string()))
                 }
             },
-            Engine::Nbd => with_nbd(order, name),
+            Engine::Nbd => with_nbd(order, name, identity),
             Engine::Fuse => with_fuse(order, name),
         };
         tell(&result.unwrap_or_else(|error| Answer::Failed {
@@ -132,10 +158,13 @@ fn with_fuse(order: Order, name: DeviceName) -> Result<Answer> {
     }
 }
 
-fn with_nbd(order: Order, name: DeviceName) -> Result<Answer> {
+fn with_nbd(order: Order, name: DeviceName, identity: Option<u64>) -> Result<Answer> {
     match order {
         Order::Remove => {
-            nbd::kernel::disconnect(name.id)?;
+            // Whoever wants it gone and does not know which it is means the one that is there.
+            if let Some(identity) = identity.or_else(|| nbd::kernel::identity(name.id)) {
+                nbd::kernel::disconnect(name.id, identity)?;
+            }
             Ok(Answer::Removed { name })
         }
         Order::Info => {
@@ -173,10 +202,10 @@ fn unless_gone(result: Result<()>) -> Result<()> {
     result.or_else(|error| if error.kind() == Kind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// Removes a device whose server is gone, and waits until it is away.
-pub fn remove(name: DeviceName, deadline: Deadline) -> Result<()> {
+/// Removes a device whose server is gone, and waits until it is away. `identity` is the one that it was known by.
+pub fn remove(name: DeviceName, identity: Option<u64>, deadline: Deadline) -> Result<()> {
     let what = format!("cannot remove {}", name.path().display());
-    let mut helper = spawn(Order::Remove, &[name])?;
+    let mut helper = spawn(Order::Remove, [Target { name, identity }])?;
     let pid = helper.pid();
     let late = || {
         let cure = format!("process {pid} goes on with it in the background; `blockhaus gc` tries again");
@@ -200,7 +229,8 @@ pub fn infos(names: &[DeviceName], deadline: Deadline) -> BTreeMap<DeviceName, D
     if names.is_empty() {
         return found;
     }
-    let Ok(mut helper) = spawn(Order::Info, names) else { return found };
+    let targets = names.iter().map(|&name| Target { name, identity: None });
+    let Ok(mut helper) = spawn(Order::Info, targets) else { return found };
     for _ in names {
         match receive(&mut helper, deadline) {
             Ok(Some(Answer::Info { name, info })) => drop(found.insert(name, info)),
@@ -211,9 +241,9 @@ pub fn infos(names: &[DeviceName], deadline: Deadline) -> BTreeMap<DeviceName, D
     found
 }
 
-fn spawn(order: Order, names: &[DeviceName]) -> Result<Helper> {
+fn spawn(order: Order, targets: impl IntoIterator<Item = Target>) -> Result<Helper> {
     let mut arguments = vec![VERB.into(), order.name().into()];
-    arguments.extend(names.iter().map(|name| name.to_string().into()));
+    arguments.extend(targets.into_iter().map(|target| target.argument().into()));
     Helper::spawn(&arguments, MAX_LINE, true)
         .map_err(|error| Error::system("cannot start a helper process", error))
 }
@@ -224,5 +254,21 @@ fn receive(helper: &mut Helper, deadline: Deadline) -> std::io::Result<Option<An
         Ok(line) => Ok(Some(serde_json::from_str(&line)?)),
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_helper_is_told_which_device_of_a_name_it_is() {
+        let name = DeviceName::nbd(3);
+        for target in [Target { name, identity: None }, Target { name, identity: Some(u64::MAX) }] {
+            assert_eq!(Target::from_argument(&target.argument()), Some(target));
+        }
+        for text in ["", "nbd3=", "nbd3=-1", "nbd3=0x1", "sda=1", "=1"] {
+            assert_eq!(Target::from_argument(text), None, "{text}");
+        }
     }
 }

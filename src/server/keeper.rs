@@ -8,7 +8,7 @@ use crate::engine::DeviceName;
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration, sleep};
 use crate::port::process::Other;
-use crate::registry::{Registry, devices};
+use crate::registry::{Entry, Registry, devices};
 
 /// For ever.
 const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -57,8 +57,11 @@ fn keep_on(
     let mut pause = FIRST_PAUSE;
     loop {
         let well = Deadline::after(WELL);
-        if let Some(server) = Other::open(process.0, process.1) {
-            server.gone_by(Deadline::after(LONG));
+        // The wait may fail, where memory is short: its server is not dead for that.
+        while let Some(server) = Other::open(process.0, process.1)
+            && !server.gone_by(Deadline::after(LONG))
+        {
+            sleep(FIRST_PAUSE);
         }
         if let Some(mut server) = running.take() {
             server.bury();
@@ -98,9 +101,14 @@ fn keep_on(
 
 /// Whether a server that has ended has left its device: it has not said goodbye, and the kernel still has it.
 fn is_left_behind(registry: &Registry, name: DeviceName, process: (i32, u64)) -> bool {
-    registry.read(name).is_some_and(|entry| {
-        (entry.pid, entry.pid_start) == process && devices::exists(name) && entry.owns_device()
-    })
+    registry
+        .read(name)
+        .is_some_and(|entry| is_killed(&entry, process) && devices::exists(name) && entry.owns_device())
+}
+
+/// Whether this process, which the entry is of, has ended without a goodbye.
+fn is_killed(entry: &Entry, process: (i32, u64)) -> bool {
+    (entry.pid, entry.pid_start) == process && !entry.ended && !entry.is_alive()
 }
 
 #[cfg(test)]
@@ -109,7 +117,6 @@ mod tests {
 
     use super::*;
     use crate::port::process;
-    use crate::registry::Entry;
 
     struct Sleeper(Child);
 
@@ -146,5 +153,18 @@ mod tests {
         server.bury();
         keeper.join().unwrap().unwrap();
         assert!(registry.keeper(name).is_none());
+    }
+
+    #[test]
+    fn who_lives_or_has_said_goodbye_was_not_killed() {
+        let name = DeviceName::nbd(999_804);
+        let mut server = sleeper();
+        let (pid, pid_start) = server.process();
+        let entry = Entry { pid, pid_start, ..Entry::new(name, name.path(), "null:1M") };
+        assert!(!is_killed(&entry, (pid, pid_start)));
+        server.0.kill().unwrap();
+        server.bury();
+        assert!(is_killed(&entry, (pid, pid_start)) && !is_killed(&entry, (pid, pid_start + 1)));
+        assert!(!is_killed(&Entry { ended: true, ..entry }, (pid, pid_start)));
     }
 }

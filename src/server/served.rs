@@ -13,7 +13,7 @@ use super::disk::{Disk, Make, Node};
 use super::plan::{Change, Job, Key, Ready, Shown};
 use super::stopping::{self, Stopped};
 use super::{Flag, log};
-use crate::engine::{DeviceName, Report, nbd};
+use crate::engine::{DeviceName, DeviceOptions, Report, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::port::clock::{Deadline, Duration};
 use crate::port::{socket, thread};
@@ -37,9 +37,17 @@ pub(super) enum Event {
 /// What has become of a device.
 pub(super) enum What {
     Added(Box<Entry>, UnixListener),
-    /// With what a person should know that neither backend nor engine says.
-    Started(Result<(Box<dyn Disk>, Vec<String>)>),
+    Started(Result<Begun>),
     Stopped(Stopped),
+}
+
+/// A disk that was just made.
+pub(super) struct Begun {
+    device: Box<dyn Disk>,
+    /// What a person should know that neither backend nor engine says.
+    notes: Vec<String>,
+    /// It was somebody's before, and its server was killed.
+    is_recovered: bool,
 }
 
 /// What all devices of a server have in common.
@@ -249,7 +257,8 @@ impl Served {
         self.clients.listen(listener);
     }
 
-    pub(super) fn started(&mut self, device: Box<dyn Disk>, notes: Vec<String>, around: &Around) {
+    pub(super) fn started(&mut self, begun: Begun, around: &Around) {
+        let Begun { device, notes, is_recovered } = begun;
         self.notes = notes;
         self.called = Some(device.name());
         (self.report, self.export) = look(&*device, &self.notes);
@@ -257,13 +266,20 @@ impl Served {
         let waker = around.clone();
         device.on_end(Arc::new(move || waker.wake()));
         self.phase = Phase::Live(device);
-        let result = match self.cancelled.load(Ordering::Relaxed) {
-            true => Err(interrupted()),
-            false => self.keep_report(around),
-        };
-        if let Err(error) = result {
-            self.failure = Some(error);
-            self.stop(true, around);
+        let is_cancelled = self.cancelled.load(Ordering::Relaxed);
+        let result =
+            if is_cancelled && !is_recovered { Err(interrupted()) } else { self.keep_report(around) };
+        match result {
+            // Nobody loses a disk that he uses over what is only written down.
+            Err(error) if is_recovered => log(&error.to_string()),
+            Err(error) => {
+                self.failure = Some(error);
+                return self.stop(true, around);
+            }
+            Ok(()) => {}
+        }
+        if is_cancelled {
+            self.stop(false, around);
         }
     }
 
@@ -372,10 +388,8 @@ impl Served {
     /// failure stays for those who knew the disk. Returns how it ended.
     pub(super) fn gone(&mut self, result: Result<()>, keep_log: bool, around: &Around) -> Result<()> {
         let result = self.failure.take().map_or(result, Err);
-        // A device that is still there could not be removed, and stays known, so that `gc` finds it.
         if let Some(entry) = self.entry.take()
-            && (is_gone(&entry, &result) || !entry.owns_device())
-            && let Err(error) = around.registry.remove(&entry, keep_log && result.is_err())
+            && let Err(error) = leave(*entry, &result, keep_log, around)
         {
             log(&error.to_string());
         }
@@ -387,13 +401,23 @@ impl Served {
     }
 }
 
+/// Removes the entry of a device that has ended like this. One that is still there could not be removed, and stays
+/// known, so that `gc` finds it and no keeper takes its server for one that was killed.
+fn leave(entry: Entry, result: &Result<()>, keep_log: bool, around: &Around) -> Result<()> {
+    if is_gone(&entry, result) || !entry.owns_device() {
+        return around.registry.remove(&entry, keep_log && result.is_err()).map(drop);
+    }
+    let _lock = around.registry.lock()?;
+    around.registry.write(&Entry { ended: true, ..entry })
+}
+
 /// Whether nothing of a device is left that somebody would have to remove.
 fn is_gone(entry: &Entry, result: &Result<()>) -> bool {
     !devices::exists(entry.name) || (devices::stays_with_its_users(entry.name) && result.is_ok())
 }
 
 /// Opens a backend and makes a device of it. When it fails, nothing is left behind.
-fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<dyn Disk>, Vec<String>)> {
+fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<Begun> {
     if cancelled.load(Ordering::Relaxed) {
         return Err(interrupted());
     }
@@ -412,7 +436,8 @@ fn start(job: Job, around: &Around, cancelled: &Flag) -> Result<(Box<dyn Disk>, 
     if let (Err(_), Some(name)) = (&started, made) {
         devices::gone_by(name, Deadline::after(NODES_GONE));
     }
-    Ok((started?, plan.notes))
+    let is_recovered = plan.engines.device().is_some_and(DeviceOptions::is_recovery);
+    Ok(Begun { device: started?, notes: plan.notes, is_recovered })
 }
 
 /// What is to be said about a disk at this moment, with the notes that neither backend nor engine has.

@@ -16,6 +16,7 @@ use crate::registry::control::{Client, DiskStats, Reply, Request, State};
 use crate::registry::detach::detach;
 
 mod exports;
+mod recovered;
 
 /// Above what any test machine has.
 const FIRST_ID: u32 = 999_900;
@@ -29,6 +30,8 @@ struct World {
     broken: Mutex<BTreeSet<u32>>,
     slow: Mutex<BTreeSet<u32>>,
     alarms: Mutex<Vec<Tell>>,
+    /// Folders that are made as soon as there is a device.
+    in_the_way: Mutex<Vec<std::path::PathBuf>>,
 }
 
 impl World {
@@ -219,6 +222,9 @@ impl Scene {
                 added(Node::of_kernel(device))?;
             }
             let export = plan.engines.export().map(|offering| offering.name.clone());
+            for path in of_make.in_the_way.lock().unwrap().drain(..) {
+                std::fs::create_dir(path).unwrap();
+            }
             of_make.say("made", id);
             match plan.spec.as_str() {
                 "broken" => {

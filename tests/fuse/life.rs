@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::waiting::wait_until;
@@ -34,6 +34,41 @@ fn a_disk_is_a_block_device_and_says_what_it_is() {
     assert!(stats.contains("\"engine\":\"fuse\"") && stats.contains("write"), "{stats}");
     world.detach(&disk);
     assert!(is_gone(disk.pid));
+}
+
+/// By whomever: its number may be another file's by now.
+#[test]
+fn a_disk_whose_loop_device_was_taken_away_is_its_file() {
+    let Some(world) = World::new() else { return };
+    let disk = world.attach(&["ram:1M"]);
+    tool("losetup", &["-d", disk.path.to_str().unwrap()]);
+    wait_until("the end of the loop device", || backing(&disk.path).is_none());
+    let status = world.json(&["status", &disk.name, "--json"]);
+    assert_eq!(status["data_path"], "file", "{status}");
+    // Another one in its place is not touched.
+    let other = world.home.path().join("other");
+    fs::write(&other, [0; 4096]).unwrap();
+    let took = Command::new("losetup").arg(&disk.path).arg(&other).status().unwrap().success();
+    world.ok(&["detach", &disk.name]);
+    if took {
+        assert_eq!(backing(&disk.path).as_deref(), other.to_str());
+        tool("losetup", &["-d", disk.path.to_str().unwrap()]);
+    }
+    world.is_empty();
+}
+
+/// Its server was killed between the first step and the next.
+#[test]
+fn a_folder_that_is_no_disk_is_collected_when_it_is_old() {
+    let Some(world) = World::new() else { return };
+    let folder = world.folder().join("fuse0");
+    fs::create_dir_all(&folder).unwrap();
+    world.ok(&["gc"]);
+    assert!(folder.exists(), "its server may be just making it");
+    std::thread::sleep(Duration::from_secs(6));
+    let said = world.ok(&["gc"]);
+    assert!(!folder.exists() && said.contains("fuse0"), "{said}");
+    world.is_empty();
 }
 
 #[test]

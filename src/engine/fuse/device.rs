@@ -124,6 +124,12 @@ impl Device {
         self.loop_device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its loop device. A helper that was too late for a stop, which was refused then, may have taken it away since.
+    fn shown_by(&self) -> Option<Made> {
+        let made = (*self.loop_device())?;
+        (loop_device::backing_file(made.number)? == self.file_path()).then_some(made)
+    }
+
     fn cannot(&self, what: &str) -> String {
         format!("cannot {what} {}", self.file_path().display())
     }
@@ -276,10 +282,7 @@ impl LiveDevice for Device {
 
     /// The loop device, or the file where there is none.
     fn path(&self) -> PathBuf {
-        match *self.loop_device() {
-            Some(made) => loop_device::path(made.number),
-            None => self.file_path(),
-        }
+        self.shown_by().map_or_else(|| self.file_path(), |made| loop_device::path(made.number))
     }
 
     fn file(&self) -> Option<PathBuf> {
@@ -289,6 +292,11 @@ impl LiveDevice for Device {
     fn report(&self) -> Report {
         let mut report = self.report.clone();
         report.memory.backend = self.stack.memory_used();
+        let had = self.loop_device().is_some();
+        if had && self.shown_by().is_none() {
+            report.data_path = "file".into();
+            report.data_path_reason = "its loop device was taken away".into();
+        }
         report
     }
 

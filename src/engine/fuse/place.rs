@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, DirEntryExt};
+use std::os::unix::fs::{DirBuilderExt, DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
+use crate::port::clock::{self, Duration};
 use crate::port::{fuse, loop_device, system};
 
 /// What stands before the number in the name of a folder.
@@ -91,6 +92,21 @@ pub fn remove(root: &Path, id: u32) -> Result<()> {
     }
 }
 
+/// Removes the folder of a disk that never came to be: who took the number was killed before there was anything else. It
+/// must be older than `age`, since every disk begins like that. Whether it was one.
+pub fn remove_stillborn(root: &Path, id: u32, age: Duration) -> io::Result<bool> {
+    let folder = folder(root, id);
+    // Before anything is asked of what may be mounted there.
+    if fuse::is_mounted(&folder) {
+        return Ok(false);
+    }
+    let made = u64::try_from(fs::symlink_metadata(&folder)?.ctime()).unwrap_or(u64::MAX);
+    if clock::unix_seconds().saturating_sub(made) < age.as_secs() || fs::read_dir(&folder)?.next().is_some() {
+        return Ok(false);
+    }
+    fs::remove_dir(&folder).map(|()| true)
+}
+
 /// Lets everything fail at once that waits for the disk, the process that serves it included, where that waits for
 /// itself: one that was killed could not end otherwise.
 pub fn cut(root: &Path, id: u32) {
@@ -121,5 +137,20 @@ mod tests {
         // What was never mounted is gone with its folder.
         remove(root, 1).unwrap();
         assert_eq!(all(root).into_keys().collect::<Vec<_>>(), [0, 3]);
+    }
+
+    #[test]
+    fn a_folder_that_is_old_and_empty_is_one_of_no_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let (first, _) = take(root, None).unwrap();
+        let (second, folder) = take(root, None).unwrap();
+        fs::write(folder.join("file"), "").unwrap();
+        let hour = Duration::from_secs(3600);
+        assert!(!remove_stillborn(root, first, hour).unwrap());
+        assert!(!remove_stillborn(root, second, Duration::ZERO).unwrap());
+        assert!(remove_stillborn(root, first, Duration::ZERO).unwrap());
+        assert_eq!(all(root).into_keys().collect::<Vec<_>>(), [second]);
+        assert!(remove_stillborn(root, first, Duration::ZERO).is_err());
     }
 }

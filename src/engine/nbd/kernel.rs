@@ -28,11 +28,14 @@ pub const DEPTH: u16 = 128;
 /// What there is as soon as the driver is loaded, whether or not it has any device.
 const LOADED: &str = "/sys/module/nbd";
 
-/// A node that a driver which is built in has from the start.
+/// A device that the driver has from the start, whether or not anybody has connected it, unless it was told to have none.
+const FIRST_DEVICE: &str = "/sys/block/nbd0";
+
+/// Its node.
 const FIRST_NODE: &str = "/dev/nbd0";
 
-/// Loads the driver where it is a module that is not loaded. The error says why there is none, or that permission is
-/// missing.
+/// Loads the driver where it is a module that is not loaded. The error says why there is none, that permission is
+/// missing, or that there is no way to the driver.
 pub fn available() -> Result<()> {
     let is_there = || node::exists(Path::new(LOADED)) || node::exists(Path::new(FIRST_NODE));
     if !is_there() {
@@ -48,15 +51,27 @@ pub fn available() -> Result<()> {
         let why = "the kernel's NBD driver takes disks from root only";
         return Err(Error::new(Kind::Permission, "cannot make an nbd device", why).cure("run as root"));
     }
+    // /sys shows the driver in containers, too, which may have no way to it.
+    let exists = |path| node::exists(Path::new(path));
+    let (why, is_reached) = match by_netlink::Driver::open() {
+        Ok(_) => (String::new(), exists(FIRST_NODE) || !exists(FIRST_DEVICE)),
+        Err(error) => (format!("netlink is not to be had here ({error}), and "), by_ioctl::has_node()),
+    };
+    if !is_reached {
+        let why = format!("{why}its nodes /dev/nbdN are not here to be opened");
+        return Err(Error::new(Kind::Unsupported, "cannot reach this kernel's NBD driver", why)
+            .cure("in a container: give it the machine's /dev"));
+    }
     Ok(())
 }
 
-/// Ends a device whose server is gone. It may take as long as the driver takes.
-pub fn disconnect(id: u32) -> Result<()> {
+/// Ends a device whose server is gone, unless its number is another one's by now. It may take as long as the driver
+/// takes.
+pub fn disconnect(id: u32, identity: u64) -> Result<()> {
     let what = format!("cannot disconnect /dev/nbd{id}");
     let failed = |error| Error::system(what.as_str(), error).cure("run as root; dmesg may say more");
     match by_netlink::Driver::open() {
-        Ok(mut driver) => driver.disconnect(id).map_err(failed),
-        Err(_) => by_ioctl::disconnect(id).map_err(failed),
+        Ok(mut driver) => driver.disconnect(id, identity).map_err(failed),
+        Err(_) => by_ioctl::disconnect(id, identity).map_err(failed),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Whether there is something at this path.
@@ -22,6 +22,12 @@ pub fn open_character_device(path: &Path) -> io::Result<File> {
         return Err(io::Error::other("it is no character device"));
     }
     Ok(file)
+}
+
+/// Opens a block device's node for reading, as the only one who may have it to himself: ResourceBusy where it is mounted,
+/// swapped to, or part of another device, and until the file is closed nobody else gets to do that.
+pub fn open_exclusive(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path)
 }
 
 /// Opens a node for reading and closes it at once: what matters is that it can be opened.

@@ -7,8 +7,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockhaus_uapi::nbd::ServerFlags;
 
@@ -99,10 +98,22 @@ pub(super) struct Shared {
     pub connections: usize,
     pub exported: Exported,
     pub alarm: Alarm,
-    /// The device is being taken away.
-    pub stopping: AtomicBool,
+    /// The device is being taken away. Held while the driver is given connections, since a kernel that has no rule
+    /// against it takes them after a DISCONNECT, too.
+    pub stopping: Mutex<bool>,
     /// Why it is of no use any more.
     pub lost: Mutex<Option<String>>,
+}
+
+/// How a try to give the driver new connections ended.
+#[derive(PartialEq, Eq)]
+enum Try {
+    /// It has all of them.
+    Whole,
+    /// It has, or will have, a use for more.
+    Again,
+    /// The device is being taken away.
+    InVain,
 }
 
 impl Shared {
@@ -120,25 +131,44 @@ impl Shared {
             .collect()
     }
 
-    /// Gives the driver new connections until it has as many as it should. False when there is no time left.
+    /// Gives the driver new connections until it has as many as it should. False when there is no time left, or the
+    /// device is being taken away. InvalidInput: the driver takes no more for this device, which was disconnected.
     pub fn reconnect(&self, driver: &mut Driver, deadline: Deadline) -> io::Result<bool> {
-        let mut refused = Ok(());
-        let whole = deadline.wait_until(|| {
-            let missing = match self.missing() {
-                Ok(missing) if missing.is_empty() => return refused.is_ok(),
-                Ok(missing) => missing,
-                Err(error) => {
-                    refused = Err(error);
-                    return false;
-                }
-            };
-            // What the driver has not yet seen dead it does not replace, and closes what it got.
-            refused = driver.reconnect(self.id, &self.wanted, &missing);
-            // The queues see a moment later what it has closed.
-            sleep(SETTLE);
-            false
+        let mut tried = Ok(Try::Again);
+        deadline.wait_until(|| {
+            match self.try_reconnect(driver) {
+                // What was refused is closed, which the queues may not have seen yet.
+                Ok(Try::Whole) if tried.is_err() => {}
+                now => tried = now,
+            }
+            match &tried {
+                Ok(tried) => *tried != Try::Again,
+                Err(error) => error.kind() == io::ErrorKind::InvalidInput,
+            }
         });
-        refused.map(|()| whole)
+        Ok(tried? == Try::Whole)
+    }
+
+    fn try_reconnect(&self, driver: &mut Driver) -> io::Result<Try> {
+        let stopping = self.stopping();
+        if *stopping {
+            return Ok(Try::InVain);
+        }
+        let missing = self.missing()?;
+        if missing.is_empty() {
+            return Ok(Try::Whole);
+        }
+        // What the driver has not yet seen dead it does not replace, and closes what it got.
+        let given = driver.reconnect(self.id, &self.wanted, &missing);
+        drop((stopping, missing));
+        // The queues see a moment later what it has closed.
+        sleep(SETTLE);
+        given.map(|()| Try::Again)
+    }
+
+    /// Whether the device is being taken away, to be looked at or changed.
+    pub fn stopping(&self) -> MutexGuard<'_, bool> {
+        self.stopping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The device has ended by itself.
@@ -186,7 +216,7 @@ impl Attached {
             connections: usize::from(options.connections),
             exported,
             alarm: Alarm::default(),
-            stopping: AtomicBool::new(false),
+            stopping: Mutex::default(),
             lost: Mutex::default(),
         };
         let made = match options.recover {
@@ -219,7 +249,15 @@ impl Attached {
     fn disconnect(&self, shared: &Shared) -> io::Result<()> {
         match &self.by_ioctl {
             Some(disk) => disk.disconnect(),
-            None => Driver::open()?.disconnect(shared.id),
+            None => Driver::open()?.disconnect(shared.id, shared.wanted.identity),
+        }
+    }
+
+    /// Whether the kernel still has our disk there, and not another program's.
+    fn is_ours(&self, shared: &Shared) -> bool {
+        match &self.by_ioctl {
+            Some(disk) => !disk.has_ended(),
+            None => sysfs::identity(shared.id) == Some(shared.wanted.identity),
         }
     }
 
@@ -245,12 +283,9 @@ impl Attached {
     /// Undoes everything, as far as it was done.
     fn take_down(&mut self) -> Result<()> {
         let Some(shared) = self.shared.take() else { return Ok(()) };
-        shared.stopping.store(true, Ordering::Release);
+        *shared.stopping() = true;
         if !self.stays {
-            let _ = match &self.by_ioctl {
-                Some(disk) => disk.disconnect(),
-                None => Driver::open().and_then(|mut driver| driver.disconnect(shared.id)),
-            };
+            let _ = self.disconnect(&shared);
         }
         drop(self.mender.take());
         // Its thread ends when the connections do.
@@ -305,26 +340,37 @@ impl LiveDevice for Attached {
         let lost = || shared.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let ended = || {
             let ended = self.by_ioctl.as_ref().is_some_and(by_ioctl::Disk::has_ended);
-            let by_itself = ended && !shared.stopping.load(Ordering::Acquire);
+            let by_itself = ended && !*shared.stopping();
             by_itself.then(|| "the kernel has ended the disk; dmesg may say why".to_owned())
         };
         shared.exported.failure().or_else(lost).or_else(ended)
     }
 
-    /// Whether somebody uses it was looked up before: this driver cannot refuse by itself.
-    fn stop(&self, _only_if_idle: bool) -> Result<()> {
+    /// Who has it open was looked up before: this driver cannot refuse by itself. Nobody can mount it or the like
+    /// between that look and the end.
+    fn stop(&self, only_if_idle: bool) -> Result<()> {
         let Some(shared) = self.shared() else { return Ok(()) };
-        shared.stopping.store(true, Ordering::Release);
+        let cannot = |what: &str| format!("cannot {what} {}", self.path().display());
         // A disk that nobody answers for any more would keep us until its requests give up.
-        if shared.exported.failure().is_none() && shared.exported.connections() > 0 {
-            let written = File::open(self.path()).and_then(|disk| disk.sync_all());
-            if written.is_ok() {
-                Deadline::after(DRAIN).wait_until(|| sysfs::in_flight(shared.id) == 0);
-            }
+        let is_served = shared.exported.failure().is_none() && shared.exported.connections() > 0;
+        let claimed = match only_if_idle && self.is_ours(shared) {
+            true => node::open_exclusive(&self.path()),
+            false if is_served => File::open(self.path()),
+            false => Err(io::ErrorKind::NotConnected.into()),
+        };
+        if only_if_idle
+            && let Err(error) = &claimed
+            && error.kind() == io::ErrorKind::ResourceBusy
+        {
+            return Err(Error::new(Kind::Busy, cannot("stop"), "somebody has it to himself, as a mount has"));
+        }
+        *shared.stopping() = true;
+        if is_served && claimed.as_ref().is_ok_and(|disk| disk.sync_all().is_ok()) {
+            Deadline::after(DRAIN).wait_until(|| sysfs::in_flight(shared.id) == 0);
         }
         self.disconnect(shared).map_err(|error| {
-            shared.stopping.store(false, Ordering::Release);
-            Error::system(format!("cannot disconnect {}", self.path().display()), error)
+            *shared.stopping() = false;
+            Error::system(cannot("disconnect"), error)
         })
     }
 
@@ -413,8 +459,10 @@ fn connect(mut shared: Shared) -> Result<Made> {
     };
     let disk = by_ioctl::Disk::connect(&shared.wanted, &sockets, &shared.alarm).map_err(failed)?;
     shared.id = disk.id;
-    let why =
-        format!("netlink is not to be had ({refused}), so that the disk ends when its server is killed");
+    let why = format!(
+        "netlink is not to be had ({refused}), so that the disk ends when its server is killed, and how long requests \
+         would wait for another has no meaning"
+    );
     Ok(Made { shared, by_ioctl: Some(disk), why })
 }
 
@@ -433,7 +481,13 @@ fn recover(shared: Shared) -> Result<Made> {
         let why = format!("it had another size than the {} bytes that there are now", shared.wanted.size);
         return Err(Error::invalid(what, why).cure("put back what it was made of"));
     }
-    let failed = |error: io::Error| Error::system(what.as_str(), error).cure("dmesg may say more");
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::InvalidInput => {
+            let why = "the kernel takes no connections for it any more: it was disconnected";
+            Error::new(Kind::NotFound, what.as_str(), why).cure("`blockhaus gc` removes what is left of it")
+        }
+        _ => Error::system(what.as_str(), error).cure("dmesg may say more"),
+    };
     let mut driver = Driver::open().map_err(failed)?;
     if !shared.reconnect(&mut driver, Deadline::after(RECOVERY)).map_err(failed)? {
         return Err(Error::new(Kind::Deadline, what, "the kernel does not take its new connections"));

@@ -60,9 +60,9 @@ impl Disk {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Ends it.
+    /// Ends it. Where the kernel has done so, its node may be another program's disk by now.
     pub fn disconnect(&self) -> io::Result<()> {
-        nbd::disconnect(&self.node)
+        if self.has_ended() { Ok(()) } else { nbd::disconnect(&self.node) }
     }
 
     /// Waits for its thread, after [`disconnect`](Self::disconnect).
@@ -87,9 +87,23 @@ fn path(id: u32) -> PathBuf {
     format!("/dev/nbd{id}").into()
 }
 
+fn nodes() -> impl Iterator<Item = u32> {
+    (0..MOST_NODES).take_while(|id| node::exists(&path(*id)))
+}
+
+/// Whether there is any node that can be told something.
+pub(super) fn has_node() -> bool {
+    nodes().any(|id| node::open(&path(id)).is_ok())
+}
+
 fn first_free(wanted: &Wanted, sockets: &[OwnedFd]) -> io::Result<(u32, File)> {
-    let there = (0..MOST_NODES).take_while(|id| node::exists(&path(*id)));
-    for id in there.filter(|id| !sysfs::is_connected(*id)) {
+    if nodes().next().is_none() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "there is no /dev/nbd0, and only netlink makes one",
+        ));
+    }
+    for id in nodes().filter(|id| !sysfs::is_connected(*id)) {
         match set_up(id, wanted, sockets) {
             // Somebody was faster.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
@@ -100,30 +114,33 @@ fn first_free(wanted: &Wanted, sockets: &[OwnedFd]) -> io::Result<(u32, File)> {
     Err(io::Error::new(io::ErrorKind::ResourceBusy, why))
 }
 
-/// Tells the driver all about the disk. What fails leaves the node free.
+/// Tells the driver all about the disk. What fails leaves the node free. The connections come first: the driver takes
+/// them from one task alone, and everything else from anybody, whosever disk it is.
 fn set_up(id: u32, wanted: &Wanted, sockets: &[OwnedFd]) -> io::Result<File> {
     if sysfs::is_connected(id) {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     let node = node::open(&path(id))?;
-    let tell = || {
+    let mut is_ours = false;
+    let mut tell = || {
+        for socket in sockets {
+            nbd::add_socket(&node, socket.as_fd())?;
+            is_ours = true;
+        }
         nbd::set_size(&node, wanted.block_size, wanted.size / u64::from(wanted.block_size))?;
         nbd::set_flags(&node, wanted.flags)?;
-        nbd::set_timeout(&node, wanted.timeout.as_secs())?;
-        sockets.iter().try_for_each(|socket| nbd::add_socket(&node, socket.as_fd()))
+        nbd::set_timeout(&node, wanted.timeout.as_secs())
     };
-    match tell() {
-        Ok(()) => Ok(node),
-        Err(error) => {
-            let _ = nbd::forget_sockets(&node);
-            Err(error)
-        }
+    let told = tell();
+    if told.is_err() && is_ours {
+        let _ = nbd::forget_sockets(&node);
     }
+    told.map(|()| node)
 }
 
-/// Ends the disk of this number, whoever is it.
-pub(super) fn disconnect(id: u32) -> io::Result<()> {
-    if !sysfs::is_connected(id) {
+/// Ends the disk of this number and identity, whoever is it.
+pub(super) fn disconnect(id: u32, identity: u64) -> io::Result<()> {
+    if sysfs::identity(id) != Some(identity) {
         return Ok(());
     }
     nbd::disconnect(&node::open(&path(id))?)

@@ -68,9 +68,10 @@ impl Driver {
         self.generic.ask(cmd::RECONFIGURE, &attributes, Deadline::after(PATIENCE)).map(drop)
     }
 
-    /// Ends a disk. One that is not connected is as it should be.
-    pub fn disconnect(&mut self, id: u32) -> io::Result<()> {
-        if !sysfs::is_connected(id) {
+    /// Ends a disk. One that is not connected is as it should be, and so is one whose number another program has by
+    /// now: the command itself goes by the number alone.
+    pub fn disconnect(&mut self, id: u32, identity: u64) -> io::Result<()> {
+        if sysfs::identity(id) != Some(identity) {
             return Ok(());
         }
         let attributes = Attributes::new().u32(attr::INDEX, id);

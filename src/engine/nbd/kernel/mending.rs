@@ -3,9 +3,8 @@
 //! these again, and a write that still lingered could undo a later one.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::attached::Shared;
 use super::by_netlink::{Driver, Listening};
@@ -58,22 +57,33 @@ fn mend(shared: &Shared, woken: &File, listening: &Listening) {
     // It sends netlink messages while the disk waits for it.
     let _ = thread::become_io_flusher();
     let mut pause = LOOK_EVERY;
-    while !shared.stopping.load(Ordering::Acquire) {
+    loop {
         let heard = socket::poll(&[(woken.as_fd(), false), (listening.as_fd(), false)], pause);
         listening.discard();
-        if shared.stopping.load(Ordering::Acquire) || heard.is_ok_and(|heard| heard[0]) {
+        if heard.is_ok_and(|heard| heard[0]) {
             return;
         }
-        if sysfs::identity(shared.id) != Some(shared.wanted.identity) {
+        // Before the look at whether we do that ourselves.
+        let is_there = sysfs::identity(shared.id) == Some(shared.wanted.identity);
+        if *shared.stopping() {
+            // The kernel may refuse, and then it goes on.
+            pause = LOOK_SOON;
+            continue;
+        }
+        if !is_there {
             return shared.lose("another program has disconnected it");
         }
         pause = LOOK_EVERY;
         if shared.exported.connections() < shared.connections {
-            let mended = Driver::open()
-                .and_then(|mut driver| shared.reconnect(&mut driver, Deadline::after(MEND)))
-                .unwrap_or(false);
-            if !mended {
-                pause = LOOK_SOON;
+            let mended =
+                Driver::open().and_then(|mut driver| shared.reconnect(&mut driver, Deadline::after(MEND)));
+            match mended {
+                Ok(true) => {}
+                // Whoever has it open keeps it visible.
+                Err(error) if error.kind() == ErrorKind::InvalidInput && !*shared.stopping() => {
+                    return shared.lose("another program has disconnected it, and somebody has it open");
+                }
+                Ok(false) | Err(_) => pause = LOOK_SOON,
             }
         }
     }

@@ -21,6 +21,7 @@ mod fuse;
 mod life;
 mod memory;
 mod nbd;
+mod nbd_others;
 mod none;
 mod paths;
 mod shutdown;
@@ -63,7 +64,7 @@ pub struct Test {
     pub run: Box<dyn FnOnce() -> Outcome>,
 }
 
-const AREAS: [&[Entry]; 22] = [
+const AREAS: [&[Entry]; 23] = [
     features::TESTS,
     none::TESTS,
     life::TESTS,
@@ -85,6 +86,7 @@ const AREAS: [&[Entry]; 22] = [
     bench::TESTS,
     vsock::TESTS,
     nbd::TESTS,
+    nbd_others::TESTS,
     fuse::TESTS,
 ];
 
