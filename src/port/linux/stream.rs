@@ -72,6 +72,18 @@ impl Socket {
         Ok((ours, theirs.into()))
     }
 
+    /// Where this side of it is.
+    pub fn place(&self) -> io::Result<Place> {
+        Ok(match self {
+            Socket::Tcp(stream) => Place::Tcp(stream.local_addr()?),
+            Socket::Unix(stream) => Place::Unix(stream.local_addr()?.as_pathname().map(Path::to_path_buf)),
+            Socket::Vsock(stream) => {
+                let address: VsockAddr = sys::getsockname(stream.as_raw_fd())?;
+                Place::Vsock(address.cid(), address.port())
+            }
+        })
+    }
+
     /// Whether a receive can be told to wait until all of its bytes have come (MSG_WAITALL). vsock fails with ENOMEM
     /// where they are as many as its buffer holds, 256 KiB if nobody says otherwise (net/vmw_vsock/af_vsock.c).
     pub(in crate::port) fn can_wait_for_all(&self) -> bool {
@@ -175,7 +187,7 @@ pub struct UnixSocketFile {
     file: Option<(u64, u64)>,
 }
 
-/// Where a listener can be reached.
+/// Where a listener can be reached, or one side of a connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A name in the file system; none where the socket has an abstract one.
