@@ -142,7 +142,8 @@ pub const KEYS: &[Key] = &[
         NBD,
         "tls-verify-peer",
         "true or false",
-        "Serve only clients with a certificate that is signed by a CA in ca-cert.pem and not revoked by ca-crl.pem (false).",
+        "Serve only clients with a certificate that is signed by a CA in ca-cert.pem and not revoked by ca-crl.pem (false). \
+         Needs `tls = \"required\"`.",
     ),
     key(
         NBD,

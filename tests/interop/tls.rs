@@ -405,6 +405,7 @@ fn certificates_that_cannot_be_used_and_what_makes_no_sense_are_said_at_the_star
         (&["--tls", "required"][..], "--tls-certificates FOLDER"),
         (&["--tls-certificates", "pki"], "TLS is off"),
         (&["--tls-verify-peer"], "--tls-certificates"),
+        (&["--tls", "on", "--tls-certificates", "pki", "--tls-verify-peer"], "give --tls required"),
         (&["--tls", "on", "--tls-certificates", "empty"], "server-cert.pem: No such file"),
         (&["--tls", "maybe", "--tls-certificates", "pki"], "required"),
         (&["--tls", "on", "--tls-certificates", "pki", "--listen", "tcp:0.0.0.0:0"], "--tls required"),
