@@ -27,7 +27,8 @@ pub const MAX_DEPTH: u16 = 4096;
 pub struct Offer {
     /// The name that clients choose it by.
     pub name: String,
-    /// What people read about it.
+    /// What everybody who can connect reads about it, before anybody has shown who he is: nothing that is not for
+    /// strangers.
     pub description: String,
     /// The disk.
     pub stack: Arc<dyn Stack>,
@@ -116,12 +117,12 @@ impl Exported {
         &self.export
     }
 
-    /// What it is, at this moment, for people; `uris` are its addresses.
-    pub fn report(&self, uris: Vec<String>) -> Report {
+    /// What it is, at this moment, for people of this machine; `spec` is what it was made of, and `uris` are its addresses.
+    pub fn report(&self, spec: String, uris: Vec<String>) -> Report {
         Report {
             name: self.export.name.clone(),
             engine: "nbd".into(),
-            spec: self.export.description.clone(),
+            spec,
             size: self.export.size,
             block_size: self.export.block.minimum,
             read_only: self.export.flags.contains(ExportFlags::READ_ONLY),
