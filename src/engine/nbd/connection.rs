@@ -155,6 +155,12 @@ impl Connection {
         }
     }
 
+    /// Takes the memory of its buffers now, and none later.
+    pub fn touch(&mut self) {
+        [&mut self.received, &mut self.spare].into_iter().flatten().for_each(Buffer::touch);
+        self.to_send.touch();
+    }
+
     /// Where a reply to a request goes.
     #[inline]
     pub fn to(&self, request: &Request) -> To {

@@ -280,7 +280,7 @@ impl Door {
                 Visit::Chose(choice) => {
                     moved = true;
                     let Visitor { socket, place, received, settled, .. } = visitors.remove(at);
-                    hand_over(&choice, Guest { socket, received, place, settled });
+                    hand_over(&choice, Guest { socket, received, place, settled, is_kernel: false });
                 }
             }
         }

@@ -179,7 +179,8 @@ impl Exported {
         ) else {
             return false;
         };
-        queue.desk.leave(Guest { socket, received: Vec::new(), place, settled: Settled::default() });
+        let (received, settled) = (Vec::new(), Settled::default());
+        queue.desk.leave(Guest { socket, received, place, settled, is_kernel: true });
         true
     }
 
