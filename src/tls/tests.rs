@@ -260,6 +260,14 @@ fn a_handshake_ends_with_its_time_or_when_nobody_wants_it() {
     assert!(is_let_go(&held) && begun.elapsed() < Duration::from_secs(5));
 }
 
+fn over_tcp() -> (Socket, Socket) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let theirs = listener.accept().unwrap().0;
+    [&ours, &theirs].into_iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
+    (Socket::Tcp(theirs), Socket::Tcp(ours))
+}
+
 /// A peer that does not listen has ten seconds for what was said to it, and one that stays a second, unless there is no
 /// time for that.
 #[test]
@@ -267,8 +275,13 @@ fn by_its_leash_a_connection_ends_at_once_whatever_the_peer_does() {
     let folder = tempfile::tempdir().unwrap();
     all_well(folder.path());
     let config = ServerConfig::read(folder.path(), false).unwrap();
-    for said in [0, 8 << 20] {
-        let (theirs, ours) = Socket::pair().unwrap();
+    // More than TCP has room for.
+    for (said, (theirs, ours)) in [
+        (0, Socket::pair().unwrap()),
+        (8 << 20, Socket::pair().unwrap()),
+        (0, over_tcp()),
+        (64 << 20, over_tcp()),
+    ] {
         let held = Arc::new(());
         let deadline = Deadline::after(Duration::from_secs(10));
         let (inside, leash) = server(theirs, &config, deadline, held.clone()).unwrap();
