@@ -112,6 +112,9 @@ pub enum Broken {
     /// EXPORT_NAME, which cannot be answered with an error, names what is not there.
     #[error("there is no export of the name that was asked for")]
     NoSuchExport,
+    /// EXPORT_NAME behind EXTENDED_HEADERS, which the protocol forbids: it has no answer that says how requests look.
+    #[error("the client names an export without GO after it has agreed on extended headers")]
+    ExtendedHeaders,
     /// A request's payload is so long that not even skipping it makes sense.
     #[error("a request carries {0} bytes")]
     PayloadLength(u64),

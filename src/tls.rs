@@ -10,7 +10,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustls::pki_types::ServerName;
 
@@ -126,22 +126,44 @@ impl Failures {
 /// handshake goes on meanwhile; until `deadline` it must be over, or there is the end of the stream. So there is
 /// when the peer ends, in order or not, and the peer hears of the end when whoever has the connection ends it.
 /// Who ends it before the handshake is over has said nothing to anybody.
-/// `held` is dropped when all of it is over.
+/// `held` is dropped when all of it is over, which may be ten seconds after that, since the peer is to get what was said
+/// to it; whoever cannot wait so long has the [`Leash`].
 pub fn server(
     socket: Socket,
     config: &ServerConfig,
     deadline: Deadline,
     held: impl Send + 'static,
-) -> io::Result<Socket> {
+) -> io::Result<(Socket, Leash)> {
     let (inner, theirs) = Socket::pair()?;
     let tls = rustls::ServerConnection::new(config.current()).map_err(io::Error::other)?;
     let failures = config.failures.clone();
+    let socket = Arc::new(socket);
+    let leash = Leash(Arc::downgrade(&socket));
     spawn(held, failures, move || {
         let mut carrier = Carrier::new(tls.into(), socket, inner);
         carrier.shake_hands(deadline)?;
         carrier.carry()
     })?;
-    Ok(theirs)
+    Ok((theirs, leash))
+}
+
+/// By which what carries a connection can be ended.
+#[derive(Clone, Debug)]
+pub struct Leash(Weak<Socket>);
+
+impl Leash {
+    /// Ends the connection to the peer, whatever it has not got yet. To be called when nobody has the other one any more:
+    /// then what carries it ends at once.
+    pub fn cut(&self) {
+        if let Some(peer) = self.0.upgrade() {
+            peer.end();
+        }
+    }
+
+    /// Whether it has ended, or is about to drop what it held.
+    pub fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
 }
 
 /// Begins TLS as the client on a connection to a server that has acknowledged STARTTLS, and yields the connection
@@ -155,7 +177,7 @@ pub fn client(socket: Socket, config: &ClientConfig, name: &str) -> Result<Socke
     let tls = rustls::ClientConnection::new(config.config.clone(), server)
         .map_err(|error| Failure::Tls(error).error(what()))?;
     let (inner, ours) = Socket::pair().map_err(|error| Error::system(what(), error))?;
-    let mut carrier = Carrier::new(tls.into(), socket, inner);
+    let mut carrier = Carrier::new(tls.into(), Arc::new(socket), inner);
     carrier.shake_hands(Deadline::after(HANDSHAKE)).map_err(|failure| failure.error(what()))?;
     spawn((), config.failures.clone(), move || carrier.carry())
         .map_err(|error| Error::system(what(), error))?;

@@ -269,7 +269,8 @@ fn open(part: &Part, chosen: Option<Chosen>, table: &SpecTable, mut notes: Vec<S
         }
         Part::Export(export) => {
             let options = nbd::Options { queues: export.queues, depth: export.depth };
-            (Engines::Export(Offering { name: export.name.clone(), options }), Some(nbd::UNIT))
+            let (name, description) = (export.name.clone(), export.description.clone());
+            (Engines::Export(Offering { name, description, options }), Some(nbd::UNIT))
         }
     };
     let options =
@@ -313,7 +314,10 @@ fn of_device(device: &Device, engine: Engine) -> Result<(Engines, Vec<String>)> 
         None => Engines::Device(options),
         Some(name) => {
             let as_device = nbd::Options { queues: device.queues, depth: device.depth };
-            Engines::Both(options, Offering { name: name.clone(), options: as_device })
+            Engines::Both(
+                options,
+                Offering { name: name.clone(), description: String::new(), options: as_device },
+            )
         }
     };
     Ok((engines, unused))

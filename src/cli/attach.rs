@@ -33,7 +33,7 @@ pub(super) struct Arguments {
     #[arg(long = "filter", value_name = "NAME,KEY=VALUE")]
     filters: Vec<String>,
 
-    /// What shows the disk: ublk (/dev/ublkbN), nbd (/dev/nbdN, slower, and in every kernel), fuse (a file, and for root
+    /// What shows the disk: ublk (/dev/ublkbN), nbd (/dev/nbdN, slower, and in most kernels), fuse (a file, and for root
     /// a loop device on it; also for ordinary users), or auto, the first of them that this machine has.
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: String,

@@ -57,7 +57,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     tls_certificates: Option<PathBuf>,
 
-    /// Serve only clients with a certificate that is signed by a CA in ca-cert.pem and not revoked by ca-crl.pem.
+    /// Serve only clients with a certificate that is signed by a CA in ca-cert.pem and not revoked by ca-crl.pem. Needs
+    /// --tls required: who does not use TLS shows none.
     #[arg(long, requires = "tls_certificates")]
     tls_verify_peer: bool,
 
@@ -122,6 +123,10 @@ impl Arguments {
         let read = |folder: &Path| ServerConfig::read(folder, self.tls_verify_peer);
         match (self.tls, &self.tls_certificates) {
             (Tls::Off, None) => Ok(Encryption::Off),
+            (Tls::On, Some(_)) if self.tls_verify_peer => {
+                let why = "clients are to have a certificate, and who does not ask for TLS shows none";
+                Err(Error::invalid("cannot serve", why).cure("give --tls required"))
+            }
             (Tls::On, Some(folder)) => read(folder).map(Encryption::Offered),
             (Tls::Required, Some(folder)) => read(folder).map(Encryption::Required),
             (Tls::Off, Some(_)) => {

@@ -36,6 +36,11 @@ pub(super) struct Arguments {
     #[command(flatten)]
     entrance: entrance::Arguments,
 
+    /// What clients are told about every export, and so is everybody else who can connect, before anybody has shown who
+    /// he is. Without it nothing.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    description: String,
+
     /// Number of queues of each export, each served by a thread of its own; at most the number of CPUs.
     /// Connections are spread over them.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -80,7 +85,8 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     }
     let offer = |(name, spec): (String, Spec)| {
         let stack = table.open_with(&spec, &filters, &open)?;
-        Ok(Offer { name, description: up::with_filters(&spec, &filters), stack, is_shared: false })
+        let description = arguments.description.clone();
+        Ok((Offer { name, description, stack, is_shared: false }, up::with_filters(&spec, &filters)))
     };
     let offers = named.into_iter().map(offer).collect::<Result<Vec<_>>>()?;
     let plan = Plan { offers, entrance, options };

@@ -169,6 +169,11 @@ pub(super) fn read(nbd: &Section<'_>) -> Result<Nbd> {
                 .error(at, "clients are to have a certificate, and TLS is off")
                 .cure("write tls = \"required\""))
         }
+        (Tls::On, Some(_), true) => {
+            let at = nbd.get("tls-verify-peer").map_or(nbd.at, |value| value.span().start);
+            let why = "clients are to have a certificate, and who does not ask for TLS shows none";
+            Err(document.error(at, why).cure("write tls = \"required\""))
+        }
         (Tls::On | Tls::Required, None, _) => {
             let at = when.map_or(nbd.at, |when| when.at);
             Err(document
@@ -238,6 +243,10 @@ mod tests {
             ("tls = \"requierd\"\ntls-certificates = \"x\"", &["line 6", "did you mean required?"]),
             ("tls-certificates = \"x\"", &["line 6", "TLS is off", "tls = \"required\""]),
             ("tls-verify-peer = true", &["line 6", "TLS is off"]),
+            (
+                "tls = \"on\"\ntls-certificates = \"x\"\ntls-verify-peer = true",
+                &["line 8", "shows none", "tls = \"required\""],
+            ),
             ("tls = true", &["line 6", "text in quotes"]),
             ("unix-mode = \"0066\"", &["line 6", "the owner"]),
             ("unix-mode = \"1777\"", &["line 6", "three octal digits"]),

@@ -91,6 +91,8 @@ pub struct Device {
 pub struct Export {
     /// What clients ask for; the empty name is the default export.
     pub name: String,
+    /// What they are told about it.
+    pub description: String,
     /// What they get.
     pub disk: Disk,
     /// Number of queues.
@@ -215,7 +217,15 @@ fn queues(section: &Section<'_>, limits: &Limits) -> Result<(u16, u16)> {
 fn export(section: &Section<'_>, limits: &Limits) -> Result<Export> {
     let name = export_name(section, section.required_text("name", "\"disk\"")?)?;
     let (queues, depth) = queues(section, limits)?;
-    Ok(Export { name, disk: disk(section, limits)?, queues, depth })
+    let description = section.text("description", "\"the disk of the mail server\"")?;
+    let description = match description {
+        Some(text) if text.value.len() > MAX_EXPORT_NAME => {
+            let why = format!("the description of an export has at most {MAX_EXPORT_NAME} bytes");
+            return Err(section.document.error(text.at, why).cure("write a shorter one"));
+        }
+        text => text.map(|text| text.value.to_owned()).unwrap_or_default(),
+    };
+    Ok(Export { name, description, disk: disk(section, limits)?, queues, depth })
 }
 
 fn export_name(section: &Section<'_>, name: Placed<&str>) -> Result<String> {

@@ -100,6 +100,12 @@ pub const KEYS: &[Key] = &[
         "What clients ask for; the empty name is the default export. Must be there.",
     ),
     key(EXPORT, "spec", "\"SPEC\"", SPEC),
+    key(
+        EXPORT,
+        "description",
+        "\"TEXT\"",
+        "What clients are told about it, and everybody else who can connect, before anybody has shown who he is (nothing).",
+    ),
     key(EXPORT, "queues", "N", QUEUES),
     key(EXPORT, "depth", "N", DEPTH),
     key(
@@ -142,7 +148,8 @@ pub const KEYS: &[Key] = &[
         NBD,
         "tls-verify-peer",
         "true or false",
-        "Serve only clients with a certificate that is signed by a CA in ca-cert.pem and not revoked by ca-crl.pem (false).",
+        "Serve only clients with a certificate that is signed by a CA in ca-cert.pem and not revoked by ca-crl.pem (false). \
+         Needs `tls = \"required\"`.",
     ),
     key(
         NBD,

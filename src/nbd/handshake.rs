@@ -174,6 +174,7 @@ impl Handshake {
 
     fn answer(&mut self, option: u32, data: &[u8], exports: &[Export]) -> Result<Progress, Broken> {
         match option {
+            option::EXPORT_NAME if self.agreed.are_extended() => Err(Broken::ExtendedHeaders),
             option::EXPORT_NAME => {
                 let found = std::str::from_utf8(data).ok().and_then(|name| find(exports, name));
                 let (index, export) = found.ok_or(Broken::NoSuchExport)?;

@@ -19,6 +19,9 @@ use crate::payload::Payload;
 
 pub use super::linux::stream::{Listener, Place, Socket, UnixSocketFile};
 
+/// No page is smaller.
+const PAGE: usize = 4096;
+
 /// Memory with bytes in it: received and not yet looked at, or written and not yet sent.
 #[derive(Debug)]
 pub struct Buffer {
@@ -34,6 +37,11 @@ impl Buffer {
     pub fn new(capacity: usize) -> Buffer {
         let memory = NonNull::from(Box::leak(vec![0; capacity].into_boxed_slice()));
         Buffer { memory, start: 0, end: 0 }
+    }
+
+    /// Takes all of its memory now: whoever is served may be the kernel, which writes pages out to find some.
+    pub fn touch(&mut self) {
+        self.bytes_mut().chunks_mut(PAGE).for_each(|page| std::hint::black_box(page)[0] = 0);
     }
 
     #[inline]
@@ -406,6 +414,25 @@ mod tests {
         assert_eq!(next(&ring).result, 10);
         assert_eq!(ring.slot(2).in_flight(), 0);
         assert_eq!(payload.bytes().unwrap()[20], 7);
+    }
+
+    /// How many of its bytes lie in memory (mincore(2)), to the page.
+    fn resident(buffer: &Buffer) -> usize {
+        let (start, end) = (buffer.at(0) as usize & !(PAGE - 1), buffer.at(0) as usize + buffer.memory.len());
+        let mut pages = vec![0u8; (end - start).div_ceil(PAGE)];
+        let start = start as *mut libc::c_void;
+        // SAFETY: the kernel writes a byte for each page of the range, and there are as many.
+        assert_eq!(unsafe { libc::mincore(start, pages.len() * PAGE, pages.as_mut_ptr()) }, 0);
+        pages.iter().filter(|page| **page & 1 == 1).count() * PAGE
+    }
+
+    #[test]
+    fn a_buffer_that_was_touched_needs_no_memory_any_more() {
+        const LEN: usize = 64 << 20;
+        let mut buffer = Buffer::new(LEN);
+        assert!(resident(&buffer) < LEN / 2, "memory is taken as it is first written to");
+        buffer.touch();
+        assert!(resident(&buffer) >= LEN && buffer.is_empty() && buffer.room() == LEN);
     }
 
     #[test]

@@ -55,7 +55,8 @@ impl Address {
     /// it is there.
     pub fn is_reachable(&self) -> bool {
         match self {
-            Address::Tcp(socket) => !socket.ip().is_loopback(),
+            // IPv4 by a socket of IPv6, too.
+            Address::Tcp(socket) => !socket.ip().to_canonical().is_loopback(),
             Address::Vsock { context, .. } => *context != OWN_CONTEXT,
             Address::Unix(_) | Address::Inherited(_) => false,
         }
@@ -130,9 +131,22 @@ pub fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
 /// The error for an address that other machines can reach; `insist` is how one says that this is
 /// meant.
 pub fn refused(address: &Address, insist: &str) -> Error {
-    let why = "other machines can reach it, and nothing is encrypted";
-    Error::invalid(format!("refusing to listen on {address}"), why)
+    refused_at(format!("refusing to listen on {address}"))
         .cure(format!("listen on 127.0.0.1 or a Unix socket, or {insist}"))
+}
+
+fn refused_at(what: String) -> Error {
+    Error::invalid(what, "other machines can reach it, and nothing is encrypted")
+}
+
+/// Refuses a client that is there already and may have come from another machine, where nothing need be encrypted.
+fn safe(client: &Socket) -> Result<()> {
+    let place = client.place().map_err(|error| Error::system("cannot tell where a client came in", error))?;
+    match of_place(place).filter(Address::is_reachable) {
+        Some(address) => Err(refused_at(format!("refusing to serve the client that has come to {address}"))
+            .cure("require TLS, or say --insecure-listen (in a file insecure-listen = true) if you mean it")),
+        None => Ok(()),
+    }
 }
 
 /// Listens everywhere.
@@ -172,6 +186,9 @@ pub(super) fn enter(entrance: Entrance) -> Result<Entered> {
         connections.push(socket);
         all_said = Box::new(said);
     }
+    if !insecure {
+        connections.iter().try_for_each(safe)?;
+    }
     Ok(Entered { listeners, connections, addresses: places, all_said })
 }
 
@@ -189,11 +206,16 @@ fn not_passed(name: &str, others: &[Inherited]) -> Error {
 fn place(listener: &Listener, address: &Address) -> Result<Option<Address>> {
     let place =
         listener.place().map_err(|error| Error::system(format!("cannot listen on {address}"), error))?;
-    Ok(match place {
+    Ok(of_place(place))
+}
+
+/// None where it has no name.
+fn of_place(place: Place) -> Option<Address> {
+    match place {
         Place::Unix(path) => path.map(Address::Unix),
         Place::Tcp(address) => Some(Address::Tcp(address)),
         Place::Vsock(context, port) => Some(Address::Vsock { context, port }),
-    })
+    }
 }
 
 /// What clients are given to connect to an export, one for each address.
@@ -260,6 +282,32 @@ mod tests {
         assert_eq!(uris(&addresses, TlsPolicy::Offered, "d"), clear);
         let secure = clear.map(|uri| uri.replacen("nbd", "nbds", 1));
         assert_eq!(uris(&addresses, TlsPolicy::Required, "d"), secure);
+    }
+
+    /// The side of a connection that is served says where its client came in, whoever accepted it.
+    #[test]
+    fn a_client_that_is_there_already_is_asked_where_it_came_in() {
+        let listener =
+            std::net::TcpListener::bind("[::]:0").or_else(|_| std::net::TcpListener::bind("0.0.0.0:0"));
+        let listener = listener.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert!(safe(&Socket::Tcp(listener.accept().unwrap().0)).is_ok());
+        assert!(safe(&Socket::pair().unwrap().0).is_ok());
+        for (address, is_reachable) in [
+            ("127.0.0.1:1", false),
+            ("[::1]:1", false),
+            ("[::ffff:127.0.0.1]:1", false),
+            ("[::ffff:192.0.2.1]:1", true),
+            ("192.0.2.1:1", true),
+            ("[2001:db8::1]:1", true),
+        ] {
+            let address = of_place(Place::Tcp(address.parse().unwrap())).unwrap();
+            assert_eq!(address.is_reachable(), is_reachable, "{address}");
+        }
+        for (context, is_reachable) in [(OWN_CONTEXT, false), (2, true), (3, true)] {
+            assert_eq!(of_place(Place::Vsock(context, 1)).unwrap().is_reachable(), is_reachable);
+        }
     }
 
     #[test]

@@ -24,8 +24,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// What is to be served, and where.
 #[derive(Debug)]
 pub struct Plan {
-    /// The exports, the default one first.
-    pub offers: Vec<Offer>,
+    /// The exports, the default one first, and the spec of each, as people see it.
+    pub offers: Vec<(Offer, String)>,
     /// Where clients come in.
     pub entrance: Entrance,
     /// What the engine is asked for, for each export.
@@ -48,14 +48,15 @@ pub fn run(plan: Plan, mut signals: Signals, ready: &mut dyn FnMut(&Ready) -> Re
     let _guard = thread::AbortOnPanic;
     let catalogue = Catalogue::encrypted(plan.entrance.max_connections, plan.entrance.encryption.clone());
     let Entered { listeners, connections, addresses, all_said } = entrance::enter(plan.entrance)?;
+    let (offers, specs): (Vec<Offer>, Vec<String>) = plan.offers.into_iter().unzip();
     let start = |offer| Exported::start(&catalogue, offer, &plan.options);
-    let exports = plan.offers.into_iter().map(start).collect::<Result<Vec<_>>>()?;
+    let exports = offers.into_iter().map(start).collect::<Result<Vec<_>>>()?;
     let ends_with_clients = listeners.is_empty();
     let mut server = Server::open_for(&catalogue, listeners, connections)?;
     exports.iter().for_each(Exported::started);
     let policy = catalogue.encryption().policy();
     let uris = |export: &Exported| entrance::uris(&addresses, policy, &export.export().name);
-    let reports = exports.iter().map(|export| export.report(uris(export)));
+    let reports = exports.iter().zip(specs).map(|(export, spec)| export.report(spec, uris(export)));
     ready(&Ready { pid: process::own_pid(), exports: reports.collect() })?;
     let patience = if ends_with_clients { LOOK_OFTEN } else { LOOK_EVERY };
     let mut refusals = Refusals::default();

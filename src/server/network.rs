@@ -105,6 +105,7 @@ fn device(plan: &Plan, options: &DeviceOptions, added: Added<'_>) -> Result<Box<
 /// A disk for NBD clients.
 pub(super) struct Export {
     pub(super) exported: Exported,
+    spec: String,
     uris: Vec<String>,
 }
 
@@ -117,11 +118,11 @@ impl Export {
         addresses: &[Address],
     ) -> Result<Export> {
         let uris = entrance::uris(addresses, catalogue.encryption().policy(), &offering.name);
-        let (name, description) = (offering.name.clone(), plan.spec.clone());
+        let (name, description) = (offering.name.clone(), offering.description.clone());
         let offer = Offer { name, description, stack: plan.stack.clone(), is_shared };
         let exported = Exported::start(catalogue, offer, &offering.options)?;
         exported.started();
-        Ok(Export { exported, uris })
+        Ok(Export { exported, spec: plan.spec.clone(), uris })
     }
 
     fn named(&self) -> String {
@@ -143,7 +144,7 @@ impl Disk for Export {
     }
 
     fn export(&self) -> Option<nbd::Report> {
-        Some(self.exported.report(self.uris.clone()))
+        Some(self.exported.report(self.spec.clone(), self.uris.clone()))
     }
 
     fn stats(&self) -> Vec<DiskStats> {

@@ -59,6 +59,8 @@ impl Engines {
 pub struct Offering {
     /// The name that they choose it by.
     pub name: String,
+    /// What they are told about it.
+    pub description: String,
     /// Queues and their depth.
     pub options: nbd::Options,
 }

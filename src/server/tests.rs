@@ -183,7 +183,11 @@ fn job(key: Key, spec: &str, after: &[Key]) -> Job {
 /// A job for an export of this name; with `is_device` for a device that has one.
 fn offer(key: Key, name: &str, is_device: bool, after: &[Key]) -> Job {
     let stack = Arc::new(crate::backend::null::Null::new(1 << 20, 512, false));
-    let offering = Offering { name: name.into(), options: nbd::Options { queues: 1, depth: 1 } };
+    let offering = Offering {
+        name: name.into(),
+        description: String::new(),
+        options: nbd::Options { queues: 1, depth: 1 },
+    };
     let id = FIRST_ID + key as u32;
     let device = job(key, "x", after);
     let options = (device.open)().unwrap().engines.device().cloned();

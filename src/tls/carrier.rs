@@ -7,6 +7,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rustls::Connection;
 
@@ -79,8 +80,8 @@ impl Block {
 /// One connection.
 pub(super) struct Carrier {
     tls: Connection,
-    /// The peer's.
-    outer: Socket,
+    /// The peer's, which a leash may end.
+    outer: Arc<Socket>,
     inner: Socket,
     /// From the peer, not yet decrypted.
     cipher: Block,
@@ -105,7 +106,7 @@ pub(super) struct Carrier {
 }
 
 impl Carrier {
-    pub(super) fn new(mut tls: Connection, outer: Socket, inner: Socket) -> Carrier {
+    pub(super) fn new(mut tls: Connection, outer: Arc<Socket>, inner: Socket) -> Carrier {
         // A block at a time is given to it, and the next when it has been sent.
         tls.set_buffer_limit(None);
         Carrier {
@@ -323,7 +324,7 @@ impl Carrier {
     /// Sends what is encrypted, as much as the peer takes now.
     fn send(&mut self) -> Result<(), Failure> {
         while self.tls.wants_write() {
-            match self.tls.write_tls(&mut &self.outer) {
+            match self.tls.write_tls(&mut &*self.outer) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

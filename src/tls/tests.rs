@@ -33,7 +33,7 @@ fn connected(
     let held = Arc::new(());
     let config = ServerConfig::read(server_files, verify_peer)?;
     let deadline = Deadline::after(Duration::from_secs(10));
-    let server = server(theirs, &config, deadline, held.clone()).unwrap();
+    let (server, _) = server(theirs, &config, deadline, held.clone()).unwrap();
     let client = client(ours, &ClientConfig::read(Some(client_files))?, name)?;
     Ok((client, server, held))
 }
@@ -175,7 +175,7 @@ fn files_that_are_read_again_count_for_who_comes_next() {
     let clone = config.clone();
     let comes_in = |trusted: &Path| {
         let (theirs, ours) = Socket::pair().unwrap();
-        let inside = server(theirs, &clone, Deadline::after(Duration::from_secs(10)), ()).unwrap();
+        let (inside, _) = server(theirs, &clone, Deadline::after(Duration::from_secs(10)), ()).unwrap();
         let client = client(ours, &ClientConfig::read(Some(trusted)).unwrap(), "localhost");
         client.map(|client| (client, inside))
     };
@@ -215,7 +215,8 @@ fn a_client_without_a_certificate_that_counts_gets_nothing() {
         let (theirs, ours) = Socket::pair().unwrap();
         let server_config = ServerConfig::read(&path("well"), true).unwrap();
         let client_config = ClientConfig::read(Some(&path(name))).unwrap();
-        let inside = server(theirs, &server_config, Deadline::after(Duration::from_secs(10)), ()).unwrap();
+        let (inside, _) =
+            server(theirs, &server_config, Deadline::after(Duration::from_secs(10)), ()).unwrap();
         // With TLS 1.3 the client hears of it only behind its own handshake.
         let mut heard = Vec::new();
         if let Ok(socket) = client(ours, &client_config, "localhost") {
@@ -242,7 +243,8 @@ fn a_handshake_ends_with_its_time_or_when_nobody_wants_it() {
     let (theirs, silent) = Socket::pair().unwrap();
     let held = Arc::new(());
     let begun = Instant::now();
-    let inside = server(theirs, &config, Deadline::after(Duration::from_millis(300)), held.clone()).unwrap();
+    let (inside, _) =
+        server(theirs, &config, Deadline::after(Duration::from_millis(300)), held.clone()).unwrap();
     assert_eq!(rest(&mut patient(inside)), b"");
     assert!((Duration::from_millis(250)..Duration::from_secs(5)).contains(&begun.elapsed()));
     assert!(is_let_go(&held) && config.failures().last().unwrap().contains("too long"));
@@ -251,6 +253,49 @@ fn a_handshake_ends_with_its_time_or_when_nobody_wants_it() {
     let begun = Instant::now();
     drop(server(theirs, &config, Deadline::after(Duration::from_secs(60)), held.clone()).unwrap());
     assert!(is_let_go(&held) && begun.elapsed() < Duration::from_secs(5));
+}
+
+fn over_tcp() -> (Socket, Socket) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let theirs = listener.accept().unwrap().0;
+    [&ours, &theirs].into_iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
+    (Socket::Tcp(theirs), Socket::Tcp(ours))
+}
+
+/// A peer that does not listen has ten seconds for what was said to it, and one that stays a second, unless there is no
+/// time for that.
+#[test]
+fn by_its_leash_a_connection_ends_at_once_whatever_the_peer_does() {
+    let folder = tempfile::tempdir().unwrap();
+    all_well(folder.path());
+    let config = ServerConfig::read(folder.path(), false).unwrap();
+    // More than TCP has room for.
+    for (said, (theirs, ours)) in [
+        (0, Socket::pair().unwrap()),
+        (8 << 20, Socket::pair().unwrap()),
+        (0, over_tcp()),
+        (64 << 20, over_tcp()),
+    ] {
+        let held = Arc::new(());
+        let deadline = Deadline::after(Duration::from_secs(10));
+        let (inside, leash) = server(theirs, &config, deadline, held.clone()).unwrap();
+        let peer = client(ours, &ClientConfig::read(Some(folder.path())).unwrap(), "localhost").unwrap();
+        let (mut peer, mut inside) = (patient(peer), patient(inside));
+        met(&mut peer, &mut inside);
+        inside.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let heard = inside.write_all(&vec![7; said]);
+        assert_eq!(heard.is_ok(), said == 0, "all of it was taken");
+        drop(inside);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(Arc::strong_count(&held) == 2 && !leash.is_over(), "it has ended by itself");
+        leash.cut();
+        let begun = Instant::now();
+        assert!(is_let_go(&held) && begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
+        assert!(leash.is_over());
+        leash.cut();
+        drop(peer);
+    }
 }
 
 #[test]
@@ -263,7 +308,8 @@ fn what_is_no_tls_or_is_cut_off_ends_the_connection_and_nothing_of_it_gets_in() 
     {
         let (theirs, peer) = Socket::pair().unwrap();
         let held = Arc::new(());
-        let inside = server(theirs, &config, Deadline::after(Duration::from_secs(10)), held.clone()).unwrap();
+        let (inside, _) =
+            server(theirs, &config, Deadline::after(Duration::from_secs(10)), held.clone()).unwrap();
         let mut peer = patient(peer);
         let _ = peer.write_all(said);
         let _ = peer.shutdown(std::net::Shutdown::Write);

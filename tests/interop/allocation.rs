@@ -227,20 +227,20 @@ h.shutdown()
 /// Who asks for options in a way of his own: every one before a choice, none of it agreed on twice.
 #[test]
 fn libnbd_negotiates_step_by_step() {
-    let server = Server::start(&["disk=ram:1M", "other=ram:2M"]);
+    let server = Server::start(&["--description", "for tests", "disk=ram:1M", "other=ram:2M"]);
     let program = r#"
 h.set_opt_mode(True)
 h.connect_unix(given)
 names = []
 h.opt_list(lambda name, description: names.append((name, description)) and 0)
-assert names == [("disk", "ram:1M"), ("other", "ram:2M")], names
+assert names == [("disk", "for tests"), ("other", "for tests")], names
 contexts = []
 h.set_export_name("other")
 assert h.opt_list_meta_context(lambda name: contexts.append(name) and 0) == 1
 assert contexts == ["base:allocation"], contexts
 h.set_full_info(True)
 h.opt_info()
-assert (h.get_size(), h.get_canonical_export_name(), h.get_export_description()) == (2 << 20, "other", "ram:2M")
+assert (h.get_size(), h.get_canonical_export_name(), h.get_export_description()) == (2 << 20, "other", "for tests")
 assert h.get_block_size(nbd.SIZE_MAXIMUM) == 32 << 20
 h.set_export_name("nowhere")
 fails(errno.ENOENT, h.opt_go)

@@ -117,6 +117,55 @@ fn who_comes_by_inetd_has_a_server_of_its_own() {
     let _ = inetd.wait();
 }
 
+/// What starts a server for a connection, in a network of its own that has an address which is not this machine's alone.
+const ACCEPTS: &str = r#"
+import os, socket, subprocess, sys
+program, family, listen, connect, way, *more = sys.argv[1:]
+listener = socket.create_server((listen, 0), family=getattr(socket, family), dualstack_ipv6=listen == "::")
+client = socket.create_connection((connect, listener.getsockname()[1]))
+served, _ = listener.accept()
+if way == "stdio":
+    command, here = [program, "serve", "--stdio", *more, "ram:1M"], served
+else:
+    os.dup2(served.fileno(), 3)
+    os.environ["LISTEN_FDS"] = "1"
+    command = ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", program, "serve", *more, "ram:1M"]
+    here = subprocess.DEVNULL
+server = subprocess.Popen(command, stdin=here, stdout=here, stderr=subprocess.PIPE, pass_fds=[3] if way != "stdio" else [])
+served.close()
+if way != "stdio":
+    os.close(3)
+client.settimeout(10)
+try:
+    print(client.recv(8))
+except ConnectionError:
+    print(b"")
+client.close()
+print(server.stderr.read().decode())
+"#;
+
+/// `Accept=yes` of a systemd socket, and inetd: somebody else has accepted the client, wherever it came from.
+#[test]
+fn a_client_of_another_machine_that_is_there_already_is_served_in_the_clear_only_if_somebody_insists() {
+    let home = folder();
+    let setup = "ip link set lo up && ip address add 192.0.2.1/32 dev lo && exec /usr/bin/python3 -c \"$@\"";
+    for way in ["stdio", "passed on"] {
+        for (family, listen, connect, more, is_served) in [
+            ("AF_INET", "192.0.2.1", "192.0.2.1", &[][..], false),
+            ("AF_INET6", "::", "192.0.2.1", &[], false),
+            ("AF_INET", "192.0.2.1", "192.0.2.1", &["--insecure-listen"], true),
+            ("AF_INET", "0.0.0.0", "127.0.0.1", &[], true),
+            ("AF_INET6", "::", "127.0.0.1", &[], true),
+        ] {
+            let fixed = ["-rn", "sh", "-c", setup, "sh", ACCEPTS, PROGRAM, family, listen, connect, way];
+            let said = tool("iproute2 python3", "unshare", &[&fixed, more].concat(), home.path());
+            let what = format!("{way}, {listen} by {connect}, {more:?}: {said}");
+            assert_eq!(said.starts_with("b'NBDMAGIC'"), is_served, "{what}");
+            assert!(is_served || said.contains("refusing to serve"), "{what}");
+        }
+    }
+}
+
 fn when_there(socket: &Path) -> std::path::PathBuf {
     wait_at_most(10, &socket.display().to_string(), || socket.exists());
     socket.to_path_buf()

@@ -296,12 +296,7 @@ fn handshakes_of_tls_that_do_not_end_are_ended_and_hold_up_nobody() {
         .collect();
     others_are_served(&mut server);
     drop(flood);
-    let threads = || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
-        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-        names.filter(|name| name.trim() == "tls").count()
-    };
-    wait_at_most(5, "the end of the threads of TLS", || threads() == 0);
+    wait_at_most(5, "the end of the threads of TLS", || threads(&server, "tls") == 0);
     others_are_served(&mut server);
 }
 
@@ -320,6 +315,53 @@ fn who_only_knocks_does_not_keep_out_who_comes_in() {
     std::thread::sleep(Duration::from_millis(300));
     others_are_served(&mut server);
     drop(knocking);
+}
+
+/// Who is pushed out takes along what carried it under TLS, whether it stays, does not listen, or both: else strangers
+/// could have any number of threads.
+#[test]
+fn who_is_pushed_out_leaves_no_thread_behind() {
+    let home = folder();
+    all_well(&home.path().join("pki"));
+    // So that one LIST is answered with much.
+    let exports: Vec<String> = (0..3).map(|n| format!("{}{n}=ram:1M", "n".repeat(4000))).collect();
+    let mut arguments = vec!["--tls", "on", "--tls-certificates", "pki", "--max-connections", "4", "ram:1M"];
+    arguments.extend(exports.iter().map(String::as_str));
+    let mut server = Server::start_in(home, &arguments);
+    let config = config(&server, "pki");
+    let mut pushed_out = Vec::new();
+    for number in 0..40 {
+        let mut client = plain(&server).encrypted(&config, "localhost").unwrap();
+        if number % 2 == 0 {
+            client.send(&option(3, &[]).repeat(100));
+        }
+        pushed_out.push(client);
+        let threads = threads(&server, "tls");
+        assert!(threads <= 4, "{threads} threads carry connections, of which there are to be 4");
+    }
+    others_are_served(&mut server);
+    // Nor does one who has said all, and takes nothing of what it is told, keep its place where others come.
+    drop(pushed_out);
+    let begun = Instant::now();
+    let deaf: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut client = plain(&server).encrypted(&config, "localhost").unwrap();
+            client.send(&option(3, &[]).repeat(60));
+            client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+            assert!(threads(&server, "tls") <= 4);
+            client
+        })
+        .collect();
+    others_are_served(&mut server);
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    drop(deaf);
+}
+
+/// How many threads of this name it has.
+fn threads(server: &Server, name: &str) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|found| found.trim() == name).count()
 }
 
 #[test]
@@ -351,6 +393,7 @@ fn certificates_that_cannot_be_used_and_what_makes_no_sense_are_said_at_the_star
         (&["--tls", "required"][..], "--tls-certificates FOLDER"),
         (&["--tls-certificates", "pki"], "TLS is off"),
         (&["--tls-verify-peer"], "--tls-certificates"),
+        (&["--tls", "on", "--tls-certificates", "pki", "--tls-verify-peer"], "give --tls required"),
         (&["--tls", "on", "--tls-certificates", "empty"], "server-cert.pem: No such file"),
         (&["--tls", "maybe", "--tls-certificates", "pki"], "required"),
         (&["--tls", "on", "--tls-certificates", "pki", "--listen", "tcp:0.0.0.0:0"], "--tls required"),

@@ -60,7 +60,7 @@ fn nbdinfo_reads_what_we_say() {
         let export = &info["exports"][0];
         assert_eq!(info["protocol"], "newstyle-fixed");
         assert_eq!(export["export-name"], "disk");
-        assert_eq!(export["description"], spec);
+        assert_eq!(export["description"], serde_json::Value::Null, "strangers hear what it is made of");
         assert_eq!(export["export-size"], 64 << 20);
         for (what, is) in [
             ("is_read_only", false),

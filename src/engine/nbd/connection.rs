@@ -161,6 +161,12 @@ impl Connection {
         }
     }
 
+    /// Takes the memory of its buffers now, and none later.
+    pub fn touch(&mut self) {
+        [&mut self.received, &mut self.spare].into_iter().flatten().for_each(Buffer::touch);
+        self.to_send.touch();
+    }
+
     /// Where a reply to a request goes.
     #[inline]
     pub fn to(&self, request: &Request) -> To {
@@ -171,15 +177,24 @@ impl Connection {
     #[inline]
     pub fn add_ended(&mut self, cookie: u64, offset: u64, result: IoResult) {
         match self.headers {
-            Headers::Simple => self.to_send.add(&SimpleReply::new(cookie, result).encode()),
-            headers => self.to_send.add(To { headers, cookie, offset }.ended(result).bytes()),
-        };
+            Headers::Simple => self.add(&SimpleReply::new(cookie, result).encode()),
+            headers => self.add(To { headers, cookie, offset }.ended(result).bytes()),
+        }
     }
 
-    /// Whether, with so many bytes more, there is still the room that was set aside.
+    /// Adds some of a reply, for which there is room.
+    #[inline]
+    pub fn add(&mut self, bytes: &[u8]) {
+        let added = self.to_send.add(bytes);
+        debug_assert_eq!(added, bytes.len(), "a reply has no room");
+    }
+
+    /// Whether, with so many bytes more, there is still the room that was set aside: for each request that was begun, and
+    /// for the one that waits for slots, which begins without another look.
     #[inline]
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.to_send.room() >= bytes + self.reply_room * usize::from(self.requests)
+        let requests = usize::from(self.requests) + usize::from(self.parked.is_some());
+        self.to_send.room() >= bytes + self.reply_room * requests
     }
 
     /// Its payload has a slot, which is free again as soon as the piece has come and is written.
@@ -224,5 +239,49 @@ impl Connection {
             && self.sending == Busy::No
             && self.requests == 0
             && (self.state == State::Broken || (self.has_said_all() && self.has_heard_all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::io::{Flags, Op};
+    use crate::nbd::transmission::{Reply, Rules};
+    use crate::nbd::{BlockSizes, Export, ExportFlags, Settled};
+
+    fn connection() -> Connection {
+        let export = Export {
+            name: String::new(),
+            description: String::new(),
+            size: 1 << 20,
+            flags: ExportFlags::HAS_FLAGS,
+            block: BlockSizes { minimum: 1, preferred: 4096, maximum: 4096 },
+        };
+        let incoming = Incoming::new(Rules::new(&export), Settled::default());
+        let place = Place::take(&Arc::default(), 1).unwrap();
+        Connection::new(Socket::pair().unwrap().0, &[], incoming, place, 4)
+    }
+
+    /// A write is in service and a flush waits for a slot, while the reply to a read is gathered that takes all the room
+    /// there is for it.
+    #[test]
+    fn a_request_that_waits_for_slots_keeps_the_room_of_its_reply() {
+        for (requests, parks) in [(0, true), (1, true), (3, true), (3, false)] {
+            let mut connection = connection();
+            connection.requests = requests;
+            let (flags, reply) = (Flags::empty(), Reply::Done);
+            let flush = Wanted { op: Op::Flush, flags, reply, offset: 0, len: 0, cookie: 9 };
+            connection.parked = parks.then_some(flush);
+            let most = (0..=SEND_BUFFER).rev().find(|&len| connection.has_room(len)).unwrap();
+            connection.to_send.add(&vec![7; most]);
+            let replies = usize::from(requests) + usize::from(parks);
+            let begins = connection.parked.take();
+            connection.requests += u16::from(begins.is_some());
+            (0..replies).for_each(|cookie| connection.add_ended(cookie as u64, 0, Ok(())));
+            assert_eq!(connection.to_send.content().len(), most + replies * SimpleReply::SIZE);
+            assert_eq!(connection.to_send.room(), 0, "no more is set aside than is needed");
+        }
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Guest {
     pub place: Place,
     /// What was settled with it.
     pub settled: Settled,
+    /// Its other side is this machine's kernel, which writes to its disk to find memory.
+    pub is_kernel: bool,
 }
 
 /// One queue's desk.

@@ -14,7 +14,7 @@ use crate::nbd::handshake::{Handshake, Progress};
 use crate::port::clock::{self, Deadline, Duration};
 use crate::port::socket::poll;
 use crate::port::stream::{Listener, Socket};
-use crate::tls;
+use crate::tls::{self, Leash};
 
 /// How long a client may take to choose an export.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -45,17 +45,36 @@ const ACCEPTED_A_TURN: usize = 8;
 
 /// What the thread at the door needs.
 pub(super) struct Door {
-    pub listeners: Vec<Listener>,
-    pub catalogue: Arc<Catalogue>,
+    listeners: Vec<Listener>,
+    catalogue: Arc<Catalogue>,
     /// Becomes readable when the thread is to look at `closing`.
-    pub woken: File,
-    pub closing: Arc<AtomicBool>,
+    woken: File,
+    closing: Arc<AtomicBool>,
+    /// Who has come, and waits for the place of somebody who is about to go. While one waits nobody else is let in.
+    newcomer: Option<Socket>,
+    /// Those that left the handshake without an export, or had to, while what carries them under TLS has their place.
+    leaving: Vec<Leaving>,
+}
+
+struct Leaving {
+    leash: Leash,
+    /// It ends at once.
+    was_cut: bool,
+}
+
+/// Whether there will be a place for one more.
+enum Room {
+    Now,
+    Soon,
+    Never,
 }
 
 /// A connection in the handshake.
 pub(super) struct Visitor {
     socket: Socket,
     place: Place,
+    /// Of what carries it, where it has come back under TLS.
+    leash: Option<Leash>,
     handshake: Handshake,
     received: Vec<u8>,
     until: Deadline,
@@ -83,14 +102,28 @@ enum Visit {
 }
 
 impl Door {
+    pub fn new(
+        listeners: Vec<Listener>,
+        catalogue: Arc<Catalogue>,
+        woken: File,
+        closing: Arc<AtomicBool>,
+    ) -> Door {
+        Door { listeners, catalogue, woken, closing, newcomer: None, leaving: Vec::new() }
+    }
+
     /// Accepts and negotiates until `closing`. Then nobody listens any more.
     pub fn attend(mut self, mut visitors: Vec<Visitor>) {
         let mut next_look = Deadline::after(QUEUES_LOOK_EVERY);
         while !self.closing.load(Ordering::Acquire) {
             let mut polled: Vec<(BorrowedFd<'_>, bool)> = vec![(self.woken.as_fd(), false)];
-            polled.extend(self.listeners.iter().map(|listener| (listener.as_fd(), false)));
-            let waits =
-                if visitors.iter().any(|visitor| visitor.has_more) { Duration::ZERO } else { LOOK_EVERY };
+            let waits = match &self.newcomer {
+                _ if visitors.iter().any(|visitor| visitor.has_more) => Duration::ZERO,
+                Some(_) => AFTER_NOTHING,
+                None => LOOK_EVERY,
+            };
+            if self.newcomer.is_none() {
+                polled.extend(self.listeners.iter().map(|listener| (listener.as_fd(), false)));
+            }
             polled.extend(visitors.iter_mut().map(|visitor| {
                 let wants_to_send = !visitor.handshake.to_send().is_empty();
                 (visitor.socket.as_fd(), wants_to_send)
@@ -118,40 +151,111 @@ impl Door {
         }
     }
 
-    fn accept(&self, visitors: &mut Vec<Visitor>) -> bool {
+    fn accept(&mut self, visitors: &mut Vec<Visitor>) -> bool {
         let mut moved = false;
-        for listener in &self.listeners {
+        // Each is the first now and then: who comes there may have to wait, and then nobody comes in elsewhere.
+        if !self.listeners.is_empty() {
+            self.listeners.rotate_left(1);
+        }
+        for at in 0..self.listeners.len() {
             for _ in 0..ACCEPTED_A_TURN {
-                let Ok(socket) = listener.accept() else { break };
+                moved |= self.let_in(visitors);
+                if self.newcomer.is_some() {
+                    return moved;
+                }
+                let Ok(socket) = self.listeners[at].accept() else { break };
                 moved = true;
-                // Who only says that it will come keeps out nobody who does.
-                let is_full = self.catalogue.connections() >= usize::from(self.catalogue.max_connections());
-                let pushes_out = !visitors.is_empty() && (is_full || visitors.len() >= MAX_HANDSHAKES);
-                // What carries it under TLS has its place for a moment more.
-                let left = pushes_out.then(|| visitors.remove(0).place);
-                visitors.extend(self.welcome(socket, left));
+                self.newcomer = Some(socket);
             }
         }
-        moved
+        moved | self.let_in(visitors)
     }
 
-    /// Begins the handshake with a client. One too many is closed at once: to wait in vain would be worse.
-    /// `left` is the place of somebody who has just gone.
-    pub fn welcome(&self, socket: Socket, left: Option<Place>) -> Option<Visitor> {
-        let limit = usize::from(self.catalogue.max_connections());
-        Some(Visitor {
-            place: left.or_else(|| Place::take(self.catalogue.taken(), limit))?,
+    /// Begins the handshake with the newcomer, if there is one and a place for it. One too many is closed at once: to wait
+    /// in vain would be worse. Whether it waits no longer.
+    fn let_in(&mut self, visitors: &mut Vec<Visitor>) -> bool {
+        let Some(socket) = self.newcomer.take() else { return false };
+        if visitors.len() >= MAX_HANDSHAKES {
+            self.push_out(visitors.remove(0));
+        }
+        loop {
+            if let Some(place) = self.place() {
+                visitors.push(self.welcome(socket, place));
+                return true;
+            }
+            match self.make_room(visitors) {
+                Room::Now => {}
+                Room::Soon => {
+                    self.newcomer = Some(socket);
+                    return false;
+                }
+                Room::Never => return true,
+            }
+        }
+    }
+
+    /// Who only says that it will come keeps out nobody who does. One goes at a time.
+    fn make_room(&mut self, visitors: &mut Vec<Visitor>) -> Room {
+        let before = self.leaving.len();
+        self.leaving.retain(|leaving| !leaving.leash.is_over());
+        if self.leaving.len() < before || self.leaving.iter().any(|leaving| leaving.was_cut) {
+            return Room::Soon;
+        }
+        if let Some(first) = self.leaving.first_mut() {
+            first.leash.cut();
+            first.was_cut = true;
+            return Room::Soon;
+        }
+        if visitors.is_empty() {
+            return Room::Never;
+        }
+        match self.push_out(visitors.remove(0)) {
+            true => Room::Now,
+            false => Room::Soon,
+        }
+    }
+
+    /// Whether its place is free at once. What carries a connection under TLS has its place until it has ended, and so
+    /// there are never more of these than places.
+    fn push_out(&mut self, visitor: Visitor) -> bool {
+        let Visitor { socket, place, leash, .. } = visitor;
+        drop((socket, place));
+        let Some(leash) = leash else { return true };
+        leash.cut();
+        self.leaving.push(Leaving { leash, was_cut: true });
+        false
+    }
+
+    /// It ends by itself, in ten seconds at most, since its peer is to get what was said to it.
+    fn left(&mut self, visitor: Visitor) {
+        self.leaving.retain(|leaving| !leaving.leash.is_over());
+        self.leaving.extend(visitor.leash.map(|leash| Leaving { leash, was_cut: false }));
+    }
+
+    fn place(&self) -> Option<Place> {
+        Place::take(self.catalogue.taken(), usize::from(self.catalogue.max_connections()))
+    }
+
+    /// Begins the handshake with a client that is there already, if there is a place for it.
+    pub fn receive(&self, socket: Socket) -> Option<Visitor> {
+        self.place().map(|place| self.welcome(socket, place))
+    }
+
+    fn welcome(&self, socket: Socket, place: Place) -> Visitor {
+        Visitor {
             socket,
+            place,
+            leash: None,
             handshake: Handshake::with_tls(self.catalogue.encryption().policy()),
             received: Vec::new(),
             until: Deadline::after(HANDSHAKE),
             has_more: false,
             leaves: None,
             settled: Settled::default(),
-        })
+        }
     }
 
-    fn visit(&self, visitors: &mut Vec<Visitor>, listing: &Listing) -> bool {
+    fn visit(&mut self, visitors: &mut Vec<Visitor>, listing: &Listing) -> bool {
         let mut moved = false;
         let mut at = 0;
         while at < visitors.len() {
@@ -162,7 +266,7 @@ impl Door {
                 }
                 Visit::Gone => {
                     moved = true;
-                    visitors.remove(at);
+                    self.left(visitors.remove(at));
                 }
                 Visit::StartsTls => {
                     moved = true;
@@ -176,7 +280,7 @@ impl Door {
                 Visit::Chose(choice) => {
                     moved = true;
                     let Visitor { socket, place, received, settled, .. } = visitors.remove(at);
-                    hand_over(&choice, Guest { socket, received, place, settled });
+                    hand_over(&choice, Guest { socket, received, place, settled, is_kernel: false });
                 }
             }
         }
@@ -191,8 +295,9 @@ impl Door {
         if !visitor.received.is_empty() {
             return None;
         }
-        let socket = tls::server(visitor.socket, config, visitor.until, visitor.place.clone()).ok()?;
-        Some(Visitor { socket, leaves: None, ..visitor })
+        let (socket, leash) =
+            tls::server(visitor.socket, config, visitor.until, visitor.place.clone()).ok()?;
+        Some(Visitor { socket, leash: Some(leash), leaves: None, ..visitor })
     }
 }
 

@@ -24,6 +24,10 @@ pub(super) fn describe(name: &str, description: &str, stack: &dyn Stack) -> Resu
         let why = format!("names have at most {MAX_NAME} bytes, and this one {}", name.len());
         return Err(Error::invalid(what(), why));
     }
+    if description.len() > MAX_NAME {
+        let why = format!("descriptions have at most {MAX_NAME} bytes, and this one {}", description.len());
+        return Err(Error::invalid(what(), why));
+    }
     let geometry = stack.geometry();
     let minimum = geometry.logical_block_size;
     if !minimum.is_power_of_two() || minimum > MAX_MINIMUM {
@@ -36,7 +40,7 @@ pub(super) fn describe(name: &str, description: &str, stack: &dyn Stack) -> Resu
         if preferred.is_power_of_two() && preferred <= MAX_PAYLOAD { preferred } else { PREFERRED };
     Ok(Export {
         name: name.to_owned(),
-        description: description.chars().take(MAX_NAME / 4).collect(),
+        description: description.to_owned(),
         size: geometry.size,
         flags: flags(stack.capabilities()),
         block: BlockSizes { minimum, preferred: preferred.max(minimum), maximum: MAX_PAYLOAD },

@@ -23,7 +23,8 @@ use crate::queue::Stack;
 pub struct Offer {
     /// The name that clients choose it by.
     pub name: String,
-    /// What people read about it.
+    /// What everybody who can connect reads about it, before anybody has shown who he is: nothing that is not for
+    /// strangers.
     pub description: String,
     /// The disk.
     pub stack: Arc<dyn Stack>,
@@ -106,12 +107,12 @@ impl Exported {
         &self.export
     }
 
-    /// What it is, at this moment, for people; `uris` are its addresses.
-    pub fn report(&self, uris: Vec<String>) -> Report {
+    /// What it is, at this moment, for people of this machine; `spec` is what it was made of, and `uris` are its addresses.
+    pub fn report(&self, spec: String, uris: Vec<String>) -> Report {
         Report {
             name: self.export.name.clone(),
             engine: "nbd".into(),
-            spec: self.export.description.clone(),
+            spec,
             size: self.export.size,
             block_size: self.export.block.minimum,
             read_only: self.export.flags.contains(ExportFlags::READ_ONLY),
@@ -167,7 +168,8 @@ impl Exported {
         ) else {
             return false;
         };
-        queue.handle.leave(Guest { socket, received: Vec::new(), place, settled: Settled::default() });
+        let (received, settled) = (Vec::new(), Settled::default());
+        queue.handle.leave(Guest { socket, received, place, settled, is_kernel: true });
         true
     }
 

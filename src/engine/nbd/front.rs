@@ -160,7 +160,10 @@ impl<'a> Front<'a> {
         let incoming = Incoming::new(self.rules, guest.settled);
         // A reply that is late holds a slot.
         let most_late = self.slots as u16;
-        let connection = Connection::new(guest.socket, &guest.received, incoming, guest.place, most_late);
+        let mut connection = Connection::new(guest.socket, &guest.received, incoming, guest.place, most_late);
+        if guest.is_kernel {
+            connection.touch();
+        }
         self.connections[index] = Some(Box::new(connection));
         self.open += 1;
         self.make_runnable(index as u16);

@@ -36,9 +36,9 @@ impl Server {
         let (woken, waker) =
             socket::wake_pipe().map_err(|error| Error::system("cannot make the server's pipe", error))?;
         let closing = Arc::new(AtomicBool::new(false));
-        let door = Door { listeners, catalogue: catalogue.clone(), woken, closing: closing.clone() };
+        let door = Door::new(listeners, catalogue.clone(), woken, closing.clone());
         // Before anybody can ask how many there are.
-        let visitors = connections.into_iter().filter_map(|socket| door.welcome(socket, None)).collect();
+        let visitors = connections.into_iter().filter_map(|socket| door.receive(socket)).collect();
         let door = thread::spawn("door".into(), move || door.attend(visitors))
             .map_err(|error| Error::system("cannot start the thread that accepts connections", error))?;
         Ok(Server { door: Some(door), waker, closing })

@@ -13,6 +13,13 @@ pub(super) struct Agreed {
     allocation_of: Option<String>,
 }
 
+impl Agreed {
+    /// Whether headers are extended.
+    pub(super) fn are_extended(&self) -> bool {
+        self.headers == Headers::Extended
+    }
+}
+
 impl Handshake {
     /// What was settled, for transmission with `export`. A context that was chosen for another one does not count.
     pub fn settled(&self, export: &Export) -> Settled {
@@ -95,6 +102,7 @@ mod tests {
     use super::super::tests::{begun, export, exports, info_data, option, replies};
     use super::super::{Progress, info};
     use super::*;
+    use crate::nbd::Broken;
     use crate::nbd::wire::{u16_at, u32_at};
 
     fn ask(handshake: &mut Handshake, number: u32, data: &[u8]) -> Vec<u32> {
@@ -123,6 +131,24 @@ mod tests {
         assert_eq!(ask(&mut handshake, option::EXTENDED_HEADERS, &[]), [reply::INVALID]);
         assert_eq!(ask(&mut handshake, option::STRUCTURED_REPLY, &[]), [reply::EXTENDED_HEADERS_REQUIRED]);
         assert_eq!(settled(&handshake), Headers::Extended);
+    }
+
+    /// The old way in goes with every header but the one that it must not.
+    #[test]
+    fn behind_extended_headers_an_export_is_chosen_by_go_alone() {
+        let name = option(option::EXPORT_NAME, b"disk");
+        for (options, is_let_in) in [
+            (&[][..], true),
+            (&[option::STRUCTURED_REPLY], true),
+            (&[option::EXTENDED_HEADERS], false),
+            (&[option::STRUCTURED_REPLY, option::EXTENDED_HEADERS], false),
+        ] {
+            let mut handshake = begun(3);
+            options.iter().for_each(|&number| assert_eq!(ask(&mut handshake, number, &[]), [reply::ACK]));
+            let progress = handshake.receive(&name, &exports()).map(|(_, progress)| progress);
+            let wanted = if is_let_in { Ok(Progress::Transmission(0)) } else { Err(Broken::ExtendedHeaders) };
+            assert_eq!(progress, wanted, "{options:?}");
+        }
     }
 
     #[test]

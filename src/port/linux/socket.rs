@@ -100,28 +100,35 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// As [`listen`], with the socket's mode.
 pub fn listen_for(path: &Path, mode: u32) -> io::Result<UnixListener> {
-    // Made under another name, so that nobody finds it before its mode is right.
-    let (listener, temporary) = bind_beside(path)?;
-    let ready = || {
-        socket::listen(&listener, Backlog::new(BACKLOG)?)?;
-        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
-        listener.set_nonblocking(true)?;
-        std::fs::rename(&temporary, path)
-    };
-    ready().inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
+    let (listener, temporary) = listen_beside(path, mode)?;
+    std::fs::rename(&temporary, path).inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
     Ok(listener)
 }
 
-/// Binds a socket to a name in the folder of `path` that no file has. A short one: a socket's path has
-/// little room.
-fn bind_beside(path: &Path) -> io::Result<(UnixListener, PathBuf)> {
+/// A listening socket as [`listen_for`] makes it, under another name in the folder of `path`: nobody finds it before its
+/// mode is right.
+pub(super) fn listen_beside(path: &Path, mode: u32) -> io::Result<(UnixListener, PathBuf)> {
+    let (listener, temporary) = beside(path, |temporary| UnixListener::bind(temporary))?;
+    let ready = || {
+        socket::listen(&listener, Backlog::new(BACKLOG)?)?;
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
+        listener.set_nonblocking(true)
+    };
+    ready().inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
+    Ok((listener, temporary))
+}
+
+/// Makes a file with a name in the folder of `path` that no file has; `make` takes no name that one has. A short one: a
+/// socket's path has little room.
+pub(super) fn beside<T>(path: &Path, make: impl Fn(&Path) -> io::Result<T>) -> io::Result<(T, PathBuf)> {
     let pid = std::process::id();
+    let is_taken = |kind| matches!(kind, io::ErrorKind::AddrInUse | io::ErrorKind::AlreadyExists);
     let mut number = 0;
     loop {
         let temporary = path.with_file_name(format!(".{pid:x}.{number:x}"));
-        match UnixListener::bind(&temporary) {
-            Ok(listener) => return Ok((listener, temporary)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && number < NAMES_TRIED => number += 1,
+        match make(&temporary) {
+            Ok(made) => return Ok((made, temporary)),
+            Err(error) if is_taken(error.kind()) && number < NAMES_TRIED => number += 1,
             Err(error) => return Err(error),
         }
     }

@@ -72,6 +72,18 @@ impl Socket {
         Ok((ours, theirs.into()))
     }
 
+    /// Where this side of it is.
+    pub fn place(&self) -> io::Result<Place> {
+        Ok(match self {
+            Socket::Tcp(stream) => Place::Tcp(stream.local_addr()?),
+            Socket::Unix(stream) => Place::Unix(stream.local_addr()?.as_pathname().map(Path::to_path_buf)),
+            Socket::Vsock(stream) => {
+                let address: VsockAddr = sys::getsockname(stream.as_raw_fd())?;
+                Place::Vsock(address.cid(), address.port())
+            }
+        })
+    }
+
     /// Whether a receive can be told to wait until all of its bytes have come (MSG_WAITALL). vsock fails with ENOMEM
     /// where they are as many as its buffer holds, 256 KiB if nobody says otherwise (net/vmw_vsock/af_vsock.c).
     pub(in crate::port) fn can_wait_for_all(&self) -> bool {
@@ -182,7 +194,7 @@ pub struct UnixSocketFile {
     file: Option<(u64, u64)>,
 }
 
-/// Where a listener can be reached.
+/// Where a listener can be reached, or one side of a connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A name in the file system; none where the socket has an abstract one.
@@ -210,30 +222,12 @@ impl Listener {
 
     /// As [`unix`](Self::unix), with the socket's mode: whoever may write to it may connect (unix(7)).
     pub fn unix_for(path: &Path, mode: u32) -> io::Result<Listener> {
-        match path.symlink_metadata() {
-            Ok(metadata) if !metadata.file_type().is_socket() => {
-                return Err(ErrorKind::AlreadyExists.into());
-            }
-            Ok(_) => match socket::connect(path) {
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                // Somebody listens who has not accepted for long.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Err(ErrorKind::AddrInUse.into());
-                }
-                // A socket for datagrams, whoever's.
-                Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
-                    return Err(ErrorKind::AlreadyExists.into());
-                }
-                Err(error) => return Err(error),
-                Ok(_) => return Err(ErrorKind::AddrInUse.into()),
-            },
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let listener = socket::listen_for(path, mode)?;
-        let metadata = path.symlink_metadata()?;
-        let file = Some((metadata.dev(), metadata.ino()));
+        look(path)?;
+        let (listener, temporary) = socket::listen_beside(path, mode)?;
+        let file = temporary.symlink_metadata().map(|metadata| Some((metadata.dev(), metadata.ino())));
+        let named = file.and_then(|file| name(&temporary, path).map(|()| file));
+        let _ = std::fs::remove_file(&temporary);
+        let file = named?;
         Ok(Listener::Unix(UnixSocketFile { listener, path: Some(path.to_path_buf()), file }))
     }
 
@@ -295,6 +289,68 @@ impl Listener {
     }
 }
 
+/// How often a name is tried for that others take and leave at the same time.
+const NAMING_TRIES: u32 = 100;
+
+/// Whether a dead server's socket has this name, or nothing. AddrInUse where somebody listens, AlreadyExists for a file of
+/// another kind.
+fn look(path: &Path) -> io::Result<bool> {
+    match path.symlink_metadata() {
+        Ok(metadata) if !metadata.file_type().is_socket() => return Err(ErrorKind::AlreadyExists.into()),
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    match socket::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        // Somebody listens who has not accepted for long.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::AddrInUse.into()),
+        // A socket for datagrams, whoever's.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Err(ErrorKind::AlreadyExists.into()),
+        Err(error) => Err(error),
+        Ok(_) => Err(ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// Gives the socket at `temporary` the name `path` as well, which nobody else has or a dead server's socket: of two that
+/// try at the same time one gets AddrInUse.
+fn name(temporary: &Path, path: &Path) -> io::Result<()> {
+    for _ in 0..NAMING_TRIES {
+        // Unlike a new name, a second one takes nobody's place.
+        match std::fs::hard_link(temporary, path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            // A file system without them.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) =>
+            {
+                look(path)?;
+                return std::fs::rename(temporary, path);
+            }
+            named => return named,
+        }
+        if look(path)? {
+            take_away(temporary, path)?;
+        }
+    }
+    Err(ErrorKind::AddrInUse.into())
+}
+
+/// Removes a dead server's socket. It is looked at once more when nobody else can find it: by now the name may be that of
+/// one who was faster, and that one gets it back.
+fn take_away(temporary: &Path, path: &Path) -> io::Result<()> {
+    // A name of ours, so that nothing else is replaced.
+    let ((), aside) = socket::beside(path, |aside| std::fs::hard_link(temporary, aside))?;
+    match std::fs::rename(path, &aside) {
+        Ok(()) if !matches!(look(&aside), Ok(true)) => std::fs::rename(&aside, path),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            let _ = std::fs::remove_file(&aside);
+            Err(error)
+        }
+        _ => std::fs::remove_file(&aside),
+    }
+}
+
 /// The family that a socket is of (address_families(7)).
 pub(in crate::port) fn family(fd: &OwnedFd) -> io::Result<AddressFamily> {
     let address: SockaddrStorage = sys::getsockname(fd.as_raw_fd())?;
@@ -329,5 +385,54 @@ impl fmt::Display for Listener {
             Ok(Place::Vsock(context, port)) => write!(f, "{context}:{port}"),
             Err(error) => error.fmt(f),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever is there before: nothing, or the socket of a server that has died.
+    #[test]
+    fn of_two_that_want_the_same_path_one_has_it_and_the_other_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        for round in 0..300 {
+            if round % 2 == 1 {
+                drop(UnixListener::bind(&path).unwrap());
+            }
+            let start = std::sync::Barrier::new(2);
+            let listens = || {
+                start.wait();
+                Listener::unix(&path)
+            };
+            let both = std::thread::scope(|scope| {
+                let other = scope.spawn(listens);
+                [listens(), other.join().unwrap()]
+            });
+            let [mut ours, refused]: [Vec<_>; 2] =
+                both.into_iter().partition::<Vec<_>, _>(Result::is_ok).into();
+            assert_eq!((ours.len(), refused.len()), (1, 1), "round {round}");
+            assert_eq!(refused[0].as_ref().unwrap_err().kind(), ErrorKind::AddrInUse, "round {round}");
+            let _client = UnixStream::connect(&path).unwrap();
+            let listener = ours.pop().unwrap().unwrap();
+            // Who only looked was there before.
+            assert!(std::iter::from_fn(|| listener.accept().ok()).count() >= 1);
+            drop(listener);
+            assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing is left behind");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_left_alone_even_if_it_comes_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let (_listener, temporary) = socket::listen_beside(&path, OWNER_ONLY).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        assert_eq!(name(&temporary, &path).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        take_away(&temporary, &path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        std::fs::remove_file(&temporary).unwrap();
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
     }
 }

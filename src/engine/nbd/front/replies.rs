@@ -4,7 +4,6 @@ use super::super::connection::LongReply;
 use super::*;
 use crate::io::extents::{self, Extent};
 use crate::nbd::replies::{self, To};
-use crate::port::stream::Buffer;
 
 /// Longest data that are copied to the other replies; what is longer is sent out of its slots.
 const COPIED: u32 = 32 << 10;
@@ -75,14 +74,13 @@ impl Front<'_> {
         if connection.headers == Headers::Simple {
             connection.add_ended(request.cookie, request.offset, Ok(()));
         } else if in_one {
-            connection.to_send.add(to.data(request.offset, data as u64, true).bytes());
+            connection.add(to.data(request.offset, data as u64, true).bytes());
         }
-        let to_send = &mut connection.to_send;
         let add = |bytes: &[u8]| {
             if in_one {
-                to_send.add(bytes);
+                connection.add(bytes);
             } else {
-                add_chunks(to_send, to, bytes, block);
+                add_chunks(connection, to, bytes, block);
             }
         };
         buffers
@@ -109,9 +107,9 @@ impl Front<'_> {
             if !connection.has_room(to.status_len(count)) {
                 return false;
             }
-            connection.to_send.add(to.status(count).bytes());
+            connection.add(to.status(count).bytes());
             for run in runs().chain(unknown) {
-                connection.to_send.add(to.run(run).bytes());
+                connection.add(to.run(run).bytes());
             }
             true
         };
@@ -192,7 +190,7 @@ impl Front<'_> {
             }
             let to = connection.to(&request);
             if connection.headers == Headers::Simple || request.reply == Reply::DataInOne {
-                connection.to_send.add(to.data(request.offset, request.len, true).bytes());
+                connection.add(to.data(request.offset, request.len, true).bytes());
                 long.announced = len;
                 connection.long = Some(long);
                 return Ok(());
@@ -210,12 +208,12 @@ impl Front<'_> {
             let run = run as u32;
             let is_last = long.sent + run == len;
             if !is_hole {
-                connection.to_send.add(to.data(offset, u64::from(run), is_last).bytes());
+                connection.add(to.data(offset, u64::from(run), is_last).bytes());
                 long.announced = long.sent + run;
                 connection.long = Some(long);
                 return Ok(());
             }
-            connection.to_send.add(to.hole(offset, run, is_last).bytes());
+            connection.add(to.hole(offset, run, is_last).bytes());
             long.sent += run;
             long.sent_of_slot += run;
             long.announced = long.sent;
@@ -325,17 +323,17 @@ impl Front<'_> {
 }
 
 /// Adds what was read as chunks of data and of holes.
-fn add_chunks(to_send: &mut Buffer, to: To, bytes: &[u8], block: u64) {
+fn add_chunks(connection: &mut Connection, to: To, bytes: &[u8], block: u64) {
     let mut at = 0;
     while at < bytes.len() {
         let offset = to.offset + at as u64;
         let (len, is_hole) = replies::run(&bytes[at..], offset, block, HOLE_BLOCK as usize);
         let is_last = at + len == bytes.len();
         if is_hole {
-            to_send.add(to.hole(offset, len as u32, is_last).bytes());
+            connection.add(to.hole(offset, len as u32, is_last).bytes());
         } else {
-            to_send.add(to.data(offset, len as u64, is_last).bytes());
-            to_send.add(&bytes[at..at + len]);
+            connection.add(to.data(offset, len as u64, is_last).bytes());
+            connection.add(&bytes[at..at + len]);
         }
         at += len;
     }

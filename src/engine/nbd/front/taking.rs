@@ -118,8 +118,8 @@ impl Front<'_> {
             if wanted.op == Op::Extents {
                 let to = connection.to(&Request::new(index, wanted));
                 let all = Extent { len: wanted.len, state: extents::State::empty() };
-                connection.to_send.add(to.status(1).bytes());
-                connection.to_send.add(to.run(all).bytes());
+                connection.add(to.status(1).bytes());
+                connection.add(to.run(all).bytes());
             } else {
                 connection.add_ended(wanted.cookie, wanted.offset, Ok(()));
             }
