@@ -229,10 +229,12 @@ impl Session {
                 break;
             }
         }
-        // What has ended before has ended.
+        // What has ended before has ended, all of it: only then is it known what may be lost.
         let mut ended = std::mem::take(&mut self.ended);
         for ended in ended.drain(..) {
-            self.completed(ended, now);
+            if let Err(ending) = self.completed(ended) {
+                lost.get_or_insert(ending);
+            }
         }
         self.ended = ended;
         if let Some(lost) = lost {
@@ -352,8 +354,8 @@ impl Session {
         }
     }
 
-    /// A request has come to its end.
-    fn completed(&mut self, ended: Ended, now: Instant) {
+    /// A request has come to its end; an error where that of its connection has come, too.
+    fn completed(&mut self, ended: Ended) -> Result<(), Lost> {
         let Ended { mut work, len, result } = ended;
         if result != Err(SHUTTING_DOWN) {
             (self.was_served, self.silent_since, self.given_up) = (true, None, false);
@@ -363,7 +365,7 @@ impl Session {
                 if !matches!(work.owner, Owner::Replay(_) | Owner::Flush) {
                     self.again(work);
                 }
-                self.lose(Lost::because("the server is ending"), now);
+                return Err(Lost::because("the server is ending"));
             }
             Err(errno) => {
                 self.has_changed(&work);
@@ -374,12 +376,12 @@ impl Session {
                 match (work.done < work.len, self.links.is_empty()) {
                     (false, _) => self.succeeded(work),
                     (true, false) => self.waiting.push_front(work),
-                    // What was done of it may be lost.
-                    (true, true) if work.is_replay() => {}
-                    (true, true) => self.again(work),
+                    // Nothing is asked any more.
+                    (true, true) => self.give_up(work),
                 }
             }
         }
+        Ok(())
     }
 
     fn failed(&mut self, work: Work, errno: Errno) {

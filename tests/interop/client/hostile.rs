@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use blockhaus::io::{Errno, Op};
@@ -308,6 +308,63 @@ fn a_server_that_is_ending_is_left_and_what_it_refused_asked_again() {
     assert_eq!(disk.call(Request::new(Op::Read, AT, LEN)), (Ok(()), vec![0xcc; 4096]));
     assert_eq!(count.load(Ordering::SeqCst), 2);
     disk.close();
+}
+
+/// A server that waits for so many requests, says all of this to them at once, and serves everything on the connections that
+/// come later.
+fn at_once(count: usize, say: impl Fn(&[Asked]) -> Vec<u8> + Send + Sync + 'static) -> Arc<Behave> {
+    let waiting = Mutex::new(Some(Vec::new()));
+    Arc::new(move |stream: &mut UnixStream, _: Headers, asked: &Asked| {
+        let mut waiting = waiting.lock().unwrap();
+        let Some(all) = &mut *waiting else {
+            let data = vec![0xcc; if asked.command == 0 { asked.len as usize } else { 0 }];
+            return stream.write_all(&[simple(asked, 0), data].concat()).is_ok();
+        };
+        all.push(*asked);
+        if all.len() < count {
+            return true;
+        }
+        let said = say(all);
+        *waiting = None;
+        stream.write_all(&said).is_ok()
+    })
+}
+
+fn find(asked: &[Asked], command: u16, offset: u64) -> &Asked {
+    asked.iter().find(|asked| asked.command == command && asked.offset == offset).expect("it was asked")
+}
+
+#[test]
+fn changes_that_a_server_refuses_together_when_it_ends_are_all_asked_again() {
+    let home = folder();
+    let ending =
+        at_once(3, |asked| [simple(find(asked, 1, 0), 108), simple(find(asked, 1, LEN), 108)].concat());
+    misbehave(home.path(), Headers::Simple, ending);
+    let mut disk = Disk::open(open(&spec(home.path(), "")).unwrap(), 1, 4);
+    // The read is between the two: it must not keep the second from its turn.
+    disk.ask(0, Request::write(0, vec![1; LEN as usize]));
+    disk.ask(0, Request::new(Op::Read, AT, LEN));
+    disk.ask(0, Request::write(LEN, vec![2; LEN as usize]));
+    for _ in 0..3 {
+        assert_eq!(disk.wait().result, Ok(()));
+    }
+    disk.close();
+}
+
+#[test]
+fn what_a_server_acknowledges_when_it_ends_may_be_lost_with_it() {
+    let home = folder();
+    let ending = at_once(2, |asked| [simple(find(asked, 0, AT), 108), simple(find(asked, 1, 0), 0)].concat());
+    misbehave(home.path(), Headers::Simple, ending);
+    let stack = open(&spec(home.path(), "replay=0,dead_s=1")).unwrap();
+    let mut disk = Disk::open(stack, 1, 4);
+    let write = disk.ask(0, Request::write(0, vec![1; LEN as usize]));
+    let read = disk.ask(0, Request::new(Op::Read, AT, LEN));
+    let mut ended = [disk.wait(), disk.wait()].map(|ended| (ended.number, ended.result));
+    ended.sort_unstable_by_key(|ended| ended.0);
+    // Without a journal nobody can write it again, and to read on would show what was there before.
+    assert_eq!(ended, [(write, Ok(())), (read, Err(Errno::EIO))]);
+    assert_eq!(disk.call(Request::new(Op::Read, 0, LEN)).0, Err(Errno::EIO));
 }
 
 /// A server that says these bytes at once, and no more.
