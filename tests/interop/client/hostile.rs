@@ -417,3 +417,25 @@ fn a_server_that_says_nothing_is_waited_for_no_longer_than_a_handshake_may_take(
     let text = opened(b"NBDMAGIC".to_vec(), true);
     assert!(text.contains("shake hands") && began.elapsed() < Duration::from_secs(15), "{text}");
 }
+
+#[test]
+fn tls_does_not_give_a_server_more_time_for_its_handshake() {
+    let home = folder();
+    let listener = UnixListener::bind(home.path().join("s")).unwrap();
+    let server = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        std::thread::sleep(Duration::from_secs(6));
+        stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
+        stream.write_all(&option_reply(5, 1, b"")).unwrap();
+        stream.read_to_end(&mut Vec::new())
+    });
+    let uri = format!("nbds+unix:///?socket={}&tls-hostname=localhost", home.path().join("s").display());
+    let began = Instant::now();
+    let said = open(&uri).err().expect("it says nothing").to_string();
+    assert!(
+        said.contains("too long") && began.elapsed() < Duration::from_secs(13),
+        "{:?} {said}",
+        began.elapsed()
+    );
+    let _ = server.join().unwrap();
+}
