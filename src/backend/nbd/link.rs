@@ -14,6 +14,9 @@ use crate::port::stream::Socket;
 /// Bytes that one receive takes at most, data that go right to their place aside.
 const RECEIVED: usize = 256 << 10;
 
+/// Receives in a row, before the other connections and the clock are looked at.
+const RECEIVES: usize = 8;
+
 /// What is left of a read, in bytes, from which on it goes right to its place.
 const MUCH: usize = 8 << 10;
 
@@ -236,9 +239,9 @@ impl Link {
         }
     }
 
-    /// Receives what is there, and adds what has ended to `ended`.
+    /// Receives what is there, but not for long, and adds what has ended to `ended`.
     pub fn receive(&mut self, now: Instant, ended: &mut Vec<Ended>) -> Result<(), Lost> {
-        loop {
+        for _ in 0..RECEIVES {
             let (count, offered) = match self.receive_some() {
                 Ok(counts) => counts,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -251,9 +254,10 @@ impl Link {
             self.heard = now;
             self.digest(ended)?;
             if count < offered {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// One receive: right to its place what belongs to a long read, and into the buffer what follows. Yields how many
@@ -388,5 +392,46 @@ fn told(error: &io::Error) -> String {
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::super::work::Owner;
+    use super::*;
+    use crate::io::Flags;
+    use crate::nbd::chunk::{Chunk, Failure, kind};
+    use crate::port::clock::Duration;
+    use crate::port::thread;
+
+    #[test]
+    fn a_server_that_does_not_stop_talking_is_not_listened_to_without_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut theirs = listener.accept().unwrap().0;
+        let mut link = Link::new(Socket::Tcp(ours), Headers::Structured, 1 << 20, Instant::now());
+        let work = Work::new(Owner::Flush, Op::Flush, Flags::empty(), 0, 0, 1, Instant::now());
+        link.ask(work, Instant::now()).unwrap();
+        // An error that is not the last of it, for five seconds.
+        let body = Failure::encode(Errno::EIO);
+        let chunk = Chunk { flags: 0, kind: kind::ERROR, cookie: 1 << 16, offset: 0, len: body.len() as u64 };
+        let said =
+            [&chunk.encode(Headers::Structured)[..Chunk::STRUCTURED_SIZE], &body].concat().repeat(10_000);
+        let until = Instant::now() + Duration::from_secs(5);
+        let talker = thread::spawn("talker".into(), move || {
+            while Instant::now() < until && theirs.write_all(&said).is_ok() {}
+        });
+        let (began, mut ended) = (Instant::now(), Vec::new());
+        while began.elapsed() < Duration::from_millis(500) {
+            link.receive(Instant::now(), &mut ended).unwrap();
+        }
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(3), "nobody else was listened to for {took:?}");
+        drop(link);
+        talker.unwrap().join().unwrap();
     }
 }
