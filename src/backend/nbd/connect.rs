@@ -54,7 +54,7 @@ impl Connector {
         }
         while all.len() < usize::from(self.connections) {
             match self.connect_one() {
-                Ok(next) if next.told == told => all.push(next),
+                Ok(next) if next.told.is_like(&told) => all.push(next),
                 // It is another by now, or there are to be no more.
                 Ok(_) | Err(_) => break,
             }

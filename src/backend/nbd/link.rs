@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::work::Work;
 use crate::io::{Errno, Op};
+use crate::nbd::MAX_PAYLOAD;
+use crate::nbd::client::Negotiated;
 use crate::nbd::client::replies::{Event, LONGEST_HEAD, Replies};
-use crate::nbd::{Headers, MAX_PAYLOAD};
 use crate::port::clock::Instant;
 use crate::port::stream::Socket;
 
@@ -94,11 +95,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub fn new(socket: Socket, headers: Headers, max_payload: u32, now: Instant) -> Link {
+    pub fn new(socket: Socket, told: &Negotiated, max_payload: u32, now: Instant) -> Link {
         const { assert!(RECEIVED >= 2 * LONGEST_HEAD) };
         Link {
             socket,
-            replies: Replies::new(headers),
+            replies: Replies::new(told.headers, told.allocation),
             requests: Vec::new(),
             max_payload: max_payload.clamp(1, MAX_PAYLOAD).into(),
             heads: Vec::new(),
@@ -120,6 +121,11 @@ impl Link {
 
     pub fn has_room(&self) -> bool {
         self.replies.has_room()
+    }
+
+    /// Whether it can be asked what takes space.
+    pub fn knows_extents(&self) -> bool {
+        self.replies.knows_extents()
     }
 
     pub fn wants_to_send(&self) -> bool {
@@ -154,6 +160,8 @@ impl Link {
             self.pieces.push_back(Piece::Data { index, start: work.done as usize, len: len as usize });
             self.to_send += len;
         }
+        // An answer about extents may be short of its range, and is one all the same.
+        let len = if work.op == Op::Extents { work.len - work.done } else { len };
         let place = usize::from(index);
         if self.requests.len() <= place {
             self.requests.resize_with(place + 1, || None);
@@ -330,6 +338,14 @@ impl Link {
                     let at = self.place_in_work(index, at)?;
                     place_of(&mut self.requests, index, at, len as usize)?.fill(0);
                 }
+                Event::Extents { index } => {
+                    self.place_in_work(index, 0)?;
+                    let sent = self.requests[usize::from(index)].as_mut();
+                    let answered = sent.map(|sent| sent.work.answer(self.replies.extents()));
+                    if answered != Some(Ok(())) {
+                        return Err(Lost::because("there is no room for what takes space"));
+                    }
+                }
                 Event::Ended { index, result } => {
                     let Some(sent) = self.requests[usize::from(index)].take() else { continue };
                     let Sent { work, len, sent_at } = sent;
@@ -404,6 +420,7 @@ mod tests {
     use super::*;
     use crate::io::Flags;
     use crate::nbd::chunk::{Chunk, Failure, kind};
+    use crate::nbd::{ExportFlags, Headers};
     use crate::port::clock::Duration;
     use crate::port::thread;
 
@@ -413,7 +430,9 @@ mod tests {
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         ours.set_nonblocking(true).unwrap();
         let mut theirs = listener.accept().unwrap().0;
-        let mut link = Link::new(Socket::Tcp(ours), Headers::Structured, 1 << 20, Instant::now());
+        let (flags, headers) = (ExportFlags::HAS_FLAGS, Headers::Structured);
+        let told = Negotiated { size: 1 << 20, flags, block: None, headers, allocation: None };
+        let mut link = Link::new(Socket::Tcp(ours), &told, 1 << 20, Instant::now());
         let work = Work::new(Owner::Flush, Op::Flush, Flags::empty(), 0, 0, 1, Instant::now());
         link.ask(work, Instant::now()).unwrap();
         // An error that is not the last of it, for five seconds.

@@ -387,7 +387,7 @@ fn opened(said: Vec<u8>, stays: bool) -> String {
 #[test]
 fn no_handshake_of_a_server_is_more_than_an_error() {
     let greeting = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
-    let ack = option_reply(11, 1, b"");
+    let ack = [option_reply(11, 1, b""), option_reply(10, 1, b"")].concat();
     let then = |more: Vec<u8>| [greeting.clone(), ack.clone(), more].concat();
     let mut endless = option_reply(7, 3, b"");
     endless[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
