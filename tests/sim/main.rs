@@ -210,6 +210,7 @@ fn everything_is_met_by_a_chain() {
         ("kill", 25),
         ("power lost", 15),
         ("unflushed at power loss", 5),
+        ("status", 50),
     ] {
         let count = counts.get(what).copied().unwrap_or(0);
         assert!(count >= least, "{what} happened {count} times of {least}");
