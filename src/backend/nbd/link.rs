@@ -21,6 +21,10 @@ const RECEIVES: usize = 8;
 /// What is left of a read, in bytes, from which on it goes right to its place.
 const MUCH: usize = 8 << 10;
 
+/// Longest range in bytes that is discarded or written with zeros by one request. A server that has to write them says
+/// nothing meanwhile, and must not be taken for one that hangs.
+const LONGEST_CHANGE: u64 = 256 << 20;
+
 /// Pieces that go with one send.
 const PIECES: usize = 64;
 
@@ -143,12 +147,19 @@ impl Link {
     }
 
     /// Asks for a work, or for as much of it as one request can be. There must be room.
-    pub fn ask(&mut self, work: Work, now: Instant) -> Result<(), Work> {
+    pub fn ask(&mut self, mut work: Work, now: Instant) -> Result<(), Work> {
         if self.outstanding() == 0 {
             self.heard = now;
         }
-        let has_data = matches!(work.op, Op::Read | Op::Write);
-        let most = if has_data { self.max_payload } else { self.replies.longest_range() };
+        // However long it is: as it gets on, it does not grow old.
+        if work.done > 0 {
+            work.since = now;
+        }
+        let most = match work.op {
+            Op::Read | Op::Write => self.max_payload,
+            Op::Discard | Op::WriteZeroes => LONGEST_CHANGE,
+            Op::Extents | Op::Flush => self.replies.longest_range(),
+        };
         let len = (work.len - work.done).min(most);
         let before = self.heads.len();
         let offset = work.offset + work.done;

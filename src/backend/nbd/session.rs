@@ -267,8 +267,9 @@ impl Session {
         if self.links.iter().any(|link| link.unanswered_since().is_some_and(|since| age(since) >= answer)) {
             return self.lose(Lost::because(format!("no reply for {} s", answer.as_secs())), now);
         }
-        let longest = self.longest();
-        if self.links.iter().any(|link| link.oldest().is_some_and(|since| age(since) >= longest)) {
+        // One that an earlier session was asked already has its time anew.
+        let is_endless = |since: Instant| age(since.max(self.up_since)) >= self.longest();
+        if self.links.iter().any(|link| link.oldest().is_some_and(is_endless)) {
             self.lose(Lost::because("a request has no end"), now);
         }
     }

@@ -37,6 +37,7 @@ pub(super) struct Work {
     pub len: u64,
     /// In which order it came.
     pub number: u64,
+    /// When it came, or got on last.
     pub since: Instant,
     /// Bytes of the range that are done with: what is too long for one request is several, one after the other.
     pub done: u64,

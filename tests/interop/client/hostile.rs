@@ -15,8 +15,12 @@ use super::{open, spec};
 use crate::played::{Disk, Request};
 use crate::server::folder;
 
+const SIZE: u64 = 8 << 30;
 const LEN: u64 = 4096;
 const AT: u64 = 8192;
+
+/// More than other tests take meanwhile, and less than the servers here speak of.
+const TOO_MUCH: u64 = 256 << 20;
 
 /// What is said to one request; false ends the connection.
 type Behave = dyn Fn(&mut UnixStream, Headers, &Asked) -> bool + Send + Sync;
@@ -76,7 +80,7 @@ fn serve(mut stream: UnixStream, headers: Headers, behave: &Behave) -> Option<()
         }
         if option == 7 {
             let mut info = 0u16.to_be_bytes().to_vec();
-            info.extend((8u64 << 20).to_be_bytes());
+            info.extend(SIZE.to_be_bytes());
             info.extend(FLAGS.to_be_bytes());
             stream.write_all(&option_reply(7, 3, &info)).ok()?;
         }
@@ -144,7 +148,7 @@ fn read_from(headers: Headers, behave: Arc<Behave>) -> (Result<(), Errno>, Vec<u
     let began = Instant::now();
     let (result, data) = disk.call(Request::new(Op::Read, AT, LEN));
     assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
-    assert!(resident() < before + (64 << 20), "it made us take memory");
+    assert!(resident() < before + TOO_MUCH, "it made us take memory");
     disk.close();
     (result, data)
 }
@@ -367,6 +371,61 @@ fn what_a_server_acknowledges_when_it_ends_may_be_lost_with_it() {
     assert_eq!(disk.call(Request::new(Op::Read, 0, LEN)).0, Err(Errno::EIO));
 }
 
+/// A server may take its time over each byte of a range, and says nothing before it is through.
+#[test]
+fn no_server_is_asked_to_change_so_much_at_once_that_it_is_taken_for_one_that_hangs() {
+    for headers in [Headers::Simple, Headers::Structured, Headers::Extended] {
+        let home = folder();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = asked.clone();
+        let behave = move |stream: &mut UnixStream, headers: Headers, asked: &Asked| {
+            noted.lock().unwrap().push((asked.command, asked.offset, asked.len));
+            let reply = match headers {
+                Headers::Extended => chunk(headers, asked, kind::NONE, true, b""),
+                _ => simple(asked, 0),
+            };
+            stream.write_all(&reply).is_ok()
+        };
+        misbehave(home.path(), headers, Arc::new(behave));
+        let mut disk = Disk::open(open(&spec(home.path(), "")).unwrap(), 1, 4);
+        for (op, command) in [(Op::Discard, 4), (Op::WriteZeroes, 6)] {
+            assert_eq!(disk.call(Request::new(op, AT, SIZE - AT)).0, Ok(()));
+            let mut next = AT;
+            for (number, offset, len) in asked.lock().unwrap().drain(..) {
+                assert_eq!((number, offset), (command, next));
+                assert!(len <= 256 << 20, "{op:?} of {len} bytes");
+                next += len;
+            }
+            assert_eq!(next, SIZE);
+        }
+        disk.close();
+    }
+}
+
+/// Two connections on which nothing is said, and a third on which the reply comes, though late.
+#[test]
+fn a_request_that_was_asked_again_has_the_time_that_a_new_one_has() {
+    let home = folder();
+    let count = AtomicU32::new(0);
+    let behave = move |stream: &mut UnixStream, _: Headers, asked: &Asked| {
+        let reply = [simple(asked, 0), vec![0xcc; 4096]].concat();
+        if count.fetch_add(1, Ordering::SeqCst) < 2 {
+            return true;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        let half = stream.write_all(&reply[..2000]).is_ok();
+        std::thread::sleep(Duration::from_millis(1100));
+        half && stream.write_all(&reply[2000..]).is_ok()
+    };
+    misbehave(home.path(), Headers::Simple, Arc::new(behave));
+    let mut disk = Disk::open(open(&spec(home.path(), "answer_s=2,dead_s=4")).unwrap(), 1, 4);
+    let began = Instant::now();
+    let (result, data) = disk.call(Request::new(Op::Read, AT, LEN));
+    assert!(result == Ok(()) && data == vec![0xcc; 4096], "{result:?}");
+    assert!(began.elapsed() > Duration::from_secs(6), "{:?}", began.elapsed());
+    disk.close();
+}
+
 /// A server that says these bytes at once, and no more.
 fn opened(said: Vec<u8>, stays: bool) -> String {
     let home = folder();
@@ -379,7 +438,7 @@ fn opened(said: Vec<u8>, stays: bool) -> String {
     });
     let before = resident();
     let said = open(&spec(home.path(), "")).err().expect("it is no server").to_string();
-    assert!(resident() < before + (32 << 20));
+    assert!(resident() < before + TOO_MUCH);
     server.join().unwrap();
     said
 }
