@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::MOST_CONNECTIONS;
 use super::connect::{Connected, Connector};
 use super::journal::Journal;
 use super::link::{Ended, Link, Lost};
@@ -21,7 +22,7 @@ use crate::io::{Errno, Flags, IoResult, Op};
 use crate::nbd::client::SHUTTING_DOWN;
 use crate::port::channel::Receiver;
 use crate::port::clock::{Duration, Instant};
-use crate::port::socket::poll;
+use crate::port::socket::{Interest, poll_for};
 use crate::port::thread;
 
 /// Whether a bug was planted in the simulated world, of which the tests are to find it.
@@ -40,6 +41,9 @@ mod changes;
 
 use away::Away;
 use changes::Replay;
+
+/// Descriptors that the thread waits for at most: its bell and its connections.
+const MOST_FDS: usize = 1 + MOST_CONNECTIONS as usize;
 
 /// How long the thread sleeps while something is under way, and while nothing is.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -216,11 +220,15 @@ impl Session {
 
     /// Waits until something can be done, and receives what there is.
     fn wait(&mut self, patience: Duration) {
-        let mut fds: Vec<(BorrowedFd<'_>, bool)> = vec![(self.shared.bell().as_fd(), false)];
-        fds.extend(self.links.iter().map(|link| (link.as_fd(), link.wants_to_send())));
+        let readable = Interest { read: true, ..Interest::default() };
+        let mut fds = [(self.shared.bell().as_fd(), None); MOST_FDS];
+        fds[0].1 = Some(readable);
+        for (fd, link) in fds[1..].iter_mut().zip(&self.links) {
+            *fd = (link.as_fd(), Some(Interest { write: link.wants_to_send(), ..readable }));
+        }
         // It fails for lack of memory, and then everything is looked at.
-        let ready = poll(&fds, patience).unwrap_or_else(|_| vec![true; fds.len()]);
-        drop(fds);
+        let ready = poll_for(fds, patience).map(|ready| ready.map(|is| is.read || is.write));
+        let ready = ready.unwrap_or([true; MOST_FDS]);
         self.shared.bell().awake(ready[0]);
         let now = Instant::now();
         let mut lost = None;
