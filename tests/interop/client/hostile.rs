@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use blockhaus::io::extents::{Extent, MOST_EXTENTS, State, extents};
 use blockhaus::io::{Errno, Op};
 use blockhaus::nbd::chunk::{Chunk, Failure, Hole, kind};
+use blockhaus::nbd::status::{Run, Status};
 use blockhaus::nbd::{Headers, Request as Asked, SimpleReply};
 
 use super::{open, spec};
@@ -18,6 +20,9 @@ use crate::server::folder;
 const SIZE: u64 = 8 << 30;
 const LEN: u64 = 4096;
 const AT: u64 = 8192;
+
+/// What a server calls `base:allocation`.
+const CONTEXT: u32 = 0;
 
 /// More than other tests take meanwhile, and less than the servers here speak of.
 const TOO_MUCH: u64 = 256 << 20;
@@ -84,6 +89,10 @@ fn serve(mut stream: UnixStream, headers: Headers, behave: &Behave) -> Option<()
             info.extend(FLAGS.to_be_bytes());
             stream.write_all(&option_reply(7, 3, &info)).ok()?;
         }
+        if option == 10 {
+            let context = [&CONTEXT.to_be_bytes()[..], b"base:allocation"].concat();
+            stream.write_all(&option_reply(10, 4, &context)).ok()?;
+        }
         stream.write_all(&option_reply(option, 1, b"")).ok()?;
         if option == 7 {
             break;
@@ -138,15 +147,40 @@ fn resident() -> u64 {
     line.trim().split(' ').next().unwrap().parse::<u64>().unwrap() << 10
 }
 
+/// A chunk that tells runs of these lengths, holes and data by turns.
+fn status(
+    headers: Headers,
+    asked: &Asked,
+    context: u32,
+    lens: impl IntoIterator<Item = u64>,
+    last: bool,
+) -> Vec<u8> {
+    let runs: Vec<u8> = lens
+        .into_iter()
+        .zip([3, 0].into_iter().cycle())
+        .flat_map(|(len, flags)| Run { len, flags }.encode(headers)[..Run::size(headers)].to_vec())
+        .collect();
+    let count = runs.len() / Run::size(headers);
+    let head = Status::encode_head(headers, context, count);
+    let wide = headers == Headers::Extended;
+    let kind = if wide { kind::BLOCK_STATUS_EXT } else { kind::BLOCK_STATUS };
+    chunk(headers, asked, kind, last, &[&head[..Status::head_size(headers)], &runs].concat())
+}
+
 /// The result of a read whose slot has other bytes in it, from a server that says this to it.
 fn read_from(headers: Headers, behave: Arc<Behave>) -> (Result<(), Errno>, Vec<u8>) {
+    result_of(headers, behave, Request::new(Op::Read, AT, LEN))
+}
+
+/// The result of a request to a server that says this to reads and to what asks for extents.
+fn result_of(headers: Headers, behave: Arc<Behave>, request: Request) -> (Result<(), Errno>, Vec<u8>) {
     let home = folder();
     misbehave(home.path(), headers, behave);
     let stack = open(&spec(home.path(), "answer_s=1,dead_s=1")).unwrap();
     let mut disk = Disk::open(stack, 1, 4);
     let before = resident();
     let began = Instant::now();
-    let (result, data) = disk.call(Request::new(Op::Read, AT, LEN));
+    let (result, data) = disk.call(request);
     assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     assert!(resident() < before + TOO_MUCH, "it made us take memory");
     disk.close();
@@ -157,7 +191,7 @@ macro_rules! said {
     ($headers:ident, $asked:ident, $bytes:expr) => {
         Arc::new(|stream: &mut UnixStream, $headers: Headers, $asked: &Asked| {
             let _ = $headers;
-            if $asked.command != 0 {
+            if ![0, 7].contains(&$asked.command) {
                 return stream
                     .write_all(&match $headers {
                         Headers::Extended => chunk($headers, $asked, kind::NONE, true, b""),
@@ -237,6 +271,69 @@ fn no_lie_of_a_server_is_read_as_data() {
             }
         });
     }
+}
+
+#[test]
+fn no_lie_about_what_takes_space_is_believed_and_the_truth_is_however_long_it_is() {
+    let lies: Vec<(&str, Arc<Behave>)> = vec![
+        ("nothing", said!(h, a, chunk(h, a, kind::NONE, true, b""))),
+        ("a simple reply", said!(_h, a, simple(a, 0))),
+        ("no runs", said!(h, a, status(h, a, CONTEXT, [], true))),
+        ("of another context", said!(h, a, status(h, a, CONTEXT + 1, [4096], true))),
+        ("a run of no bytes", said!(h, a, status(h, a, CONTEXT, [512, 0, 512], true))),
+        ("runs behind the range", said!(h, a, status(h, a, CONTEXT, [4096, 512], true))),
+        ("twice", said!(h, a, status(h, a, CONTEXT, [512], false).repeat(2))),
+        ("data", said!(h, a, data(h, a, AT, 4096, true))),
+        ("a part", said!(h, a, status(h, a, CONTEXT, [512; 8], true)[..60].to_vec())),
+        (
+            "without end",
+            said!(h, a, {
+                let wide = if h == Headers::Extended { kind::BLOCK_STATUS_EXT } else { kind::BLOCK_STATUS };
+                chunk_of_len(h, a, wide, true, &[0; 4096], u64::from(u32::MAX) - 3)
+            }),
+        ),
+    ];
+    let asks = |len| Request::new(Op::Extents, AT, len);
+    for headers in [Headers::Structured, Headers::Extended] {
+        std::thread::scope(|scope| {
+            for (what, lie) in &lies {
+                scope.spawn(move || {
+                    let (result, _) = result_of(headers, lie.clone(), asks(LEN));
+                    assert_eq!(result, Err(Errno::EIO), "{what}, {headers:?}");
+                });
+            }
+        });
+        // As many runs as a chunk may have, of which no answer has so many.
+        let nobodys = Asked { flags: 0, command: 7, cookie: 0, offset: AT, len: 1 << 30 };
+        let two = status(headers, &nobodys, CONTEXT, [512, 512], true);
+        let head = Chunk::size(headers) + Status::head_size(headers);
+        let runs = two[head..].repeat(1 << 19);
+        let long = Arc::new(move |stream: &mut UnixStream, h: Headers, a: &Asked| {
+            if a.command != 7 {
+                return false;
+            }
+            let body = [&Status::encode_head(h, CONTEXT, 1 << 20)[..Status::head_size(h)], &runs].concat();
+            let kind = if h == Headers::Extended { kind::BLOCK_STATUS_EXT } else { kind::BLOCK_STATUS };
+            stream.write_all(&chunk(h, a, kind, true, &body)).is_ok()
+        });
+        let (result, answer) = result_of(headers, long, asks(1 << 30));
+        assert_eq!(result, Ok(()));
+        let found: Vec<Extent> = extents(&answer, 1 << 30).collect();
+        let expected = [State::HOLE | State::ZERO, State::empty()].map(|state| Extent { len: 512, state });
+        assert_eq!((found.len(), &found[..2]), (MOST_EXTENTS, &expected[..]));
+        // The last may go on behind the range.
+        let beyond = said!(h, a, status(h, a, CONTEXT, [1024, 1 << 30], true));
+        let (result, answer) = result_of(headers, beyond, asks(LEN));
+        let lens: Vec<u64> = extents(&answer, u64::MAX).map(|extent| extent.len).collect();
+        assert_eq!((result, lens), (Ok(()), vec![1024, LEN - 1024]));
+        // What came before an error does not make it less of one.
+        let failing = said!(h, a, [status(h, a, CONTEXT, [512], false), failure(h, a)].concat());
+        assert_eq!(result_of(headers, failing, asks(LEN)).0, Err(Errno::ENOSPC));
+    }
+}
+
+fn failure(headers: Headers, asked: &Asked) -> Vec<u8> {
+    chunk(headers, asked, kind::ERROR, true, &Failure::encode(Errno::ENOSPC))
 }
 
 #[test]
