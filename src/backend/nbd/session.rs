@@ -366,7 +366,7 @@ impl Session {
     fn send(&mut self, now: Instant) {
         let result = self.links.iter_mut().try_for_each(Link::send);
         if let Err(lost) = result {
-            // What the server said before it went may be there still.
+            // What it replied before that, and nobody has received, is asked again.
             self.lose(lost, now);
         }
     }
