@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use rustls::pki_types::ServerName;
 
 use crate::error::{Error, Kind, Result};
-use crate::port::clock::{Deadline, Duration};
+use crate::port::clock::Deadline;
 use crate::port::stream::Socket;
 use crate::port::thread;
 
@@ -27,9 +27,6 @@ pub use carrier::CARRIER_MEMORY;
 
 use carrier::Carrier;
 use failure::Failure;
-
-/// How long a server that this process connects to may take for the handshake of TLS.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How a server of this process proves who it is, and whether its clients have to.
 #[derive(Clone, Debug)]
@@ -167,8 +164,8 @@ impl Leash {
 }
 
 /// Begins TLS as the client on a connection to a server that has acknowledged STARTTLS, and yields the connection
-/// without TLS when the server has proved that it is `name`: a host's name or address. Waits for ten seconds at most.
-pub fn client(socket: Socket, config: &ClientConfig, name: &str) -> Result<Socket> {
+/// without TLS when the server has proved that it is `name`: a host's name or address. Waits until the deadline at most.
+pub fn client(socket: Socket, config: &ClientConfig, name: &str, deadline: Deadline) -> Result<Socket> {
     let what = || format!("cannot use TLS with {name}");
     let server = ServerName::try_from(name.to_owned()).map_err(|_| {
         Error::invalid(what(), "it is neither the name nor the address of a host")
@@ -178,7 +175,7 @@ pub fn client(socket: Socket, config: &ClientConfig, name: &str) -> Result<Socke
         .map_err(|error| Failure::Tls(error).error(what()))?;
     let (inner, ours) = Socket::pair().map_err(|error| Error::system(what(), error))?;
     let mut carrier = Carrier::new(tls.into(), Arc::new(socket), inner);
-    carrier.shake_hands(Deadline::after(HANDSHAKE)).map_err(|failure| failure.error(what()))?;
+    carrier.shake_hands(deadline).map_err(|failure| failure.error(what()))?;
     spawn((), config.failures.clone(), move || carrier.carry())
         .map_err(|error| Error::system(what(), error))?;
     Ok(ours)

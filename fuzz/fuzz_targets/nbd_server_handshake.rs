@@ -2,9 +2,9 @@
 //! each message.
 #![no_main]
 
-use blockhaus::nbd::handshake::{Handshake, Progress};
-use blockhaus::nbd::{BlockSizes, Broken, Export, ExportFlags, Settled};
 use libfuzzer_sys::fuzz_target;
+use protocol::nbd::handshake::{Handshake, Progress};
+use protocol::nbd::{BlockSizes, Broken, Export, ExportFlags, Settled};
 
 /// More than the longest answer to one option: two exports in a list, with names and descriptions.
 const MOST_SAID: usize = 1024;

@@ -2,10 +2,10 @@
 //! not inside the export.
 #![no_main]
 
-use blockhaus::io::Op;
-use blockhaus::nbd::transmission::{Event, Incoming, Reply, Rules, Wanted};
-use blockhaus::nbd::{BlockSizes, Export, ExportFlags, Headers, Settled};
 use libfuzzer_sys::fuzz_target;
+use protocol::io::Op;
+use protocol::nbd::transmission::{Event, Incoming, Reply, Rules, Wanted};
+use protocol::nbd::{BlockSizes, Export, ExportFlags, Headers, Settled};
 
 const SIZE: u64 = 1 << 30;
 const MAXIMUM: u64 = 1 << 20;

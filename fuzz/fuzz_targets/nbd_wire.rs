@@ -1,12 +1,12 @@
 //! Every message of the wire: no bytes make a decoder panic, and what it understood it writes again as it was.
 #![no_main]
 
-use blockhaus::nbd::chunk::{Chunk, Failure, Hole, kind, offset_data};
-use blockhaus::nbd::meta::{Context, Question};
-use blockhaus::nbd::replies::run;
-use blockhaus::nbd::status::{Filter, Status};
-use blockhaus::nbd::{Headers, Request, SimpleReply};
 use libfuzzer_sys::fuzz_target;
+use protocol::nbd::chunk::{Chunk, Failure, Hole, kind, offset_data};
+use protocol::nbd::meta::{Context, Question};
+use protocol::nbd::replies::run;
+use protocol::nbd::status::{Filter, Status};
+use protocol::nbd::{Headers, Request, SimpleReply};
 
 fn heads(data: &[u8]) {
     if let Some(request) = data.first_chunk().and_then(Request::decode) {
@@ -47,7 +47,7 @@ fn bodies(data: &[u8]) {
                 [..Status::head_size(headers)]
                 .to_vec();
             for run in status.runs() {
-                again.extend(&run.encode(headers)[..blockhaus::nbd::status::Run::size(headers)]);
+                again.extend(&run.encode(headers)[..protocol::nbd::status::Run::size(headers)]);
             }
             assert_eq!(again[8..], data[8..]);
         }

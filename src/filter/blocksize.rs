@@ -224,7 +224,9 @@ impl<Q: Queue> BlocksizeQueue<Q> {
     /// Those of the whole blocks that the range touches, as far as they are in it.
     async fn extents(&self, finer: &Finer, io: Io, mut payload: Payload<'_>) -> IoResult {
         let first = finer.down(io.offset);
-        let below = Io { offset: first, len: finer.up(io.offset + io.len) - first, ..io };
+        // The first run there may end before the range begins.
+        let flags = if first == io.offset { io.flags } else { io.flags - Flags::FIRST_EXTENT };
+        let below = Io { flags, offset: first, len: finer.up(io.offset + io.len) - first, ..io };
         self.below.serve(below, payload.part(0..payload.len())?).await?;
         narrow(payload.bytes_mut()?, io.offset - first, io.len);
         Ok(())

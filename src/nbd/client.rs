@@ -11,6 +11,7 @@ use crate::io::Errno;
 mod coverage;
 pub mod handshake;
 pub mod replies;
+mod runs;
 
 pub use handshake::Handshake;
 pub use replies::Replies;
@@ -26,6 +27,16 @@ pub struct Negotiated {
     pub block: Option<BlockSizes>,
     /// How requests and replies look.
     pub headers: Headers,
+    /// What the server calls the context `base:allocation` in replies to BLOCK_STATUS, which may be asked then.
+    pub allocation: Option<u32>,
+}
+
+impl Negotiated {
+    /// Whether two connections have the same of an export. What a context is called is each connection's own affair.
+    pub fn is_like(&self, other: &Negotiated) -> bool {
+        let same_name = Negotiated { allocation: other.allocation, ..*self };
+        self.allocation.is_some() == other.allocation.is_some() && same_name == *other
+    }
 }
 
 /// The number of an error on the wire as an errno. The protocol has those of Linux; one that it does not have is

@@ -111,8 +111,12 @@ impl fmt::Display for Address {
                 write!(f, "nbd{secure}+unix:///{export}?socket={}", escaped(path.as_os_str().as_bytes()))
             }
             Place::Tcp { host, port } => {
-                // Only a number of IPv6 has a colon in it.
-                let host = if host.contains(':') { format!("[{host}]") } else { escaped(host.as_bytes()) };
+                let escaped_host = escaped(host.as_bytes());
+                // Only a number of IPv6 has a colon in it. It may name an interface, behind a percent sign (RFC 6874).
+                let host = match host.contains(':') {
+                    true => format!("[{}]", escaped_host.replace("%3A", ":")),
+                    false => escaped_host,
+                };
                 match *port {
                     DEFAULT_PORT => write!(f, "nbd{secure}://{host}/{export}"),
                     port => write!(f, "nbd{secure}://{host}:{port}/{export}"),
@@ -298,6 +302,7 @@ mod tests {
             ("nbd+unix:///?socket=%00/abstract", (Place::Unix("\0/abstract".into()), "")),
             ("nbd://[::1]", (tcp_place("::1", 10809), "")),
             ("nbd://[fe80::1]:99/a/b", (tcp_place("fe80::1", 99), "a/b")),
+            ("nbd://[fe80::1%25eth0]/", (tcp_place("fe80::1%eth0", 10809), "")),
             ("nbd://host:/x", (tcp_place("host", 10809), "x")),
             ("nbd://", (tcp_place("localhost", 10809), "")),
             ("NBD://h/+%2B", (tcp_place("h", 10809), "++")),
@@ -371,7 +376,10 @@ mod tests {
 
         #[test]
         fn an_address_reads_back_as_it_is_shown(host in "[a-z0-9.-]{1,20}", port in 1u16.., name in "[^\u{0}]{0,20}") {
-            for place in [tcp_place(&host, port), tcp_place("::1", port), Place::Unix(host.clone().into())] {
+            let scoped = format!("fe80::1%{host}");
+            for place in
+                [tcp_place(&host, port), tcp_place("::1", port), tcp_place(&scoped, port), Place::Unix(host.clone().into())]
+            {
                 for tls in [None, Some(TlsWishes::default())] {
                     let address = Address { place: place.clone(), export: name.clone(), tls };
                     prop_assert_eq!(Address::parse(&address.to_string()), Ok(address));

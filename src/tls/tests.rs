@@ -7,6 +7,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
+use crate::port::clock::Duration;
 
 #[path = "../../tests/harness/certificates.rs"]
 mod certificates;
@@ -22,6 +23,10 @@ fn patient(socket: Socket) -> UnixStream {
     stream
 }
 
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(10))
+}
+
 /// Client and server with TLS between them, and what the server holds.
 fn connected(
     server_files: &Path,
@@ -32,9 +37,8 @@ fn connected(
     let (theirs, ours) = Socket::pair().unwrap();
     let held = Arc::new(());
     let config = ServerConfig::read(server_files, verify_peer)?;
-    let deadline = Deadline::after(Duration::from_secs(10));
-    let (server, _) = server(theirs, &config, deadline, held.clone()).unwrap();
-    let client = client(ours, &ClientConfig::read(Some(client_files))?, name)?;
+    let (server, _) = server(theirs, &config, soon(), held.clone()).unwrap();
+    let client = client(ours, &ClientConfig::read(Some(client_files))?, name, soon())?;
     Ok((client, server, held))
 }
 
@@ -175,8 +179,8 @@ fn files_that_are_read_again_count_for_who_comes_next() {
     let clone = config.clone();
     let comes_in = |trusted: &Path| {
         let (theirs, ours) = Socket::pair().unwrap();
-        let (inside, _) = server(theirs, &clone, Deadline::after(Duration::from_secs(10)), ()).unwrap();
-        let client = client(ours, &ClientConfig::read(Some(trusted)).unwrap(), "localhost");
+        let (inside, _) = server(theirs, &clone, soon(), ()).unwrap();
+        let client = client(ours, &ClientConfig::read(Some(trusted)).unwrap(), "localhost", soon());
         client.map(|client| (client, inside))
     };
     let (there, inside) = comes_in(&old).unwrap();
@@ -219,7 +223,7 @@ fn a_client_without_a_certificate_that_counts_gets_nothing() {
             server(theirs, &server_config, Deadline::after(Duration::from_secs(10)), ()).unwrap();
         // With TLS 1.3 the client hears of it only behind its own handshake.
         let mut heard = Vec::new();
-        if let Ok(socket) = client(ours, &client_config, "localhost") {
+        if let Ok(socket) = client(ours, &client_config, "localhost", soon()) {
             let mut stream = patient(socket);
             let _ = stream.write_all(b"let me in");
             let _ = stream.read_to_end(&mut heard);
@@ -280,7 +284,7 @@ fn by_its_leash_a_connection_ends_at_once_whatever_the_peer_does() {
         let held = Arc::new(());
         let deadline = Deadline::after(Duration::from_secs(10));
         let (inside, leash) = server(theirs, &config, deadline, held.clone()).unwrap();
-        let peer = client(ours, &ClientConfig::read(Some(folder.path())).unwrap(), "localhost").unwrap();
+        let peer = client(ours, &ClientConfig::read(Some(folder.path())).unwrap(), "localhost", soon()).unwrap();
         let (mut peer, mut inside) = (patient(peer), patient(inside));
         met(&mut peer, &mut inside);
         inside.set_write_timeout(Some(Duration::from_millis(300))).unwrap();

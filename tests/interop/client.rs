@@ -1,5 +1,6 @@
 //! Our client with foreign servers, with our own, with servers that go away, and with hostile ones.
 
+mod extents;
 mod foreign;
 mod hostile;
 mod lost;

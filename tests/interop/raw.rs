@@ -12,6 +12,7 @@ use blockhaus::nbd::chunk::{self, Chunk, Failure, Hole, kind};
 use blockhaus::nbd::meta::{BASE_ALLOCATION, Question};
 use blockhaus::nbd::status::{Run, Status};
 use blockhaus::nbd::{Headers, Request, SimpleReply};
+use blockhaus::port::clock::Deadline;
 use blockhaus::port::stream::Socket;
 use blockhaus::tls::{self, ClientConfig};
 
@@ -255,7 +256,8 @@ impl Client {
     pub fn under_tls(self, config: &ClientConfig, name: &str) -> Result<Client> {
         self.stream.set_nonblocking(true).unwrap();
         // What is asked of a stream socket here is the same whatever family it is of.
-        let socket = tls::client(Socket::Unix(self.stream), config, name)?;
+        let deadline = Deadline::after(Duration::from_secs(10));
+        let socket = tls::client(Socket::Unix(self.stream), config, name, deadline)?;
         let Socket::Unix(stream) = socket else { panic!("another kind of socket") };
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -198,6 +198,7 @@ fn everything_is_met_by_a_chain() {
         ("kill", 25),
         ("power lost", 15),
         ("unflushed at power loss", 5),
+        ("status", 50),
     ];
     are_met((0..15).map(|seed| chain::run(seed, None)), &least);
 }

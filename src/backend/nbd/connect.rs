@@ -1,6 +1,7 @@
 //! From an address to connections in transmission.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +54,7 @@ impl Connector {
         }
         while all.len() < usize::from(self.connections) {
             match self.connect_one() {
-                Ok(next) if next.told == told => all.push(next),
+                Ok(next) if next.told.is_like(&told) => all.push(next),
                 // It is another by now, or there are to be no more.
                 Ok(_) | Err(_) => break,
             }
@@ -92,7 +93,7 @@ impl Connector {
                     return Err(self.refused(failed));
                 }
                 Progress::StartTls => {
-                    socket = encrypt(socket, &self.address)?;
+                    socket = encrypt(socket, &self.address, deadline)?;
                     handshake.encrypted();
                 }
                 Progress::Transmission(told) if received.is_empty() => {
@@ -119,20 +120,16 @@ impl Connector {
         let what = || format!("cannot connect to {}", self.address);
         let addresses = outgoing::resolve(host, port)
             .map_err(|error| Error::system(what(), error).cure("name a host that there is, or its number"))?;
-        let mut last = Error::new(Kind::NotFound, what(), format!("{host} has no address"));
-        for address in addresses {
-            match outgoing::connect_tcp(address, deadline, wanted) {
-                Ok(socket) => return Ok(socket),
-                Err(error) => {
-                    let cure = match error.kind() {
-                        ErrorKind::ConnectionRefused => "start the server: nobody listens there",
-                        _ => "look whether the host can be reached",
-                    };
-                    last = Error::system(what(), error).cure(cure);
-                }
-            }
+        if addresses.is_empty() {
+            return Err(Error::new(Kind::NotFound, what(), format!("{host} has no address")));
         }
-        Err(last)
+        connect_to_any(&addresses, deadline, wanted).map_err(|error| {
+            let cure = match error.kind() {
+                ErrorKind::ConnectionRefused => "start the server: nobody listens there",
+                _ => "look whether the host can be reached",
+            };
+            Error::system(what(), error).cure(cure)
+        })
     }
 
     fn refused(&self, failed: Failed) -> Error {
@@ -165,10 +162,28 @@ impl Connector {
     }
 }
 
+/// A connection to the first of these addresses that answers. Each has its share of the time: one that says nothing, of
+/// IPv6 where there is no way for that, must not use up the next one's.
+fn connect_to_any(
+    addresses: &[SocketAddr],
+    deadline: Deadline,
+    wanted: &dyn Fn() -> bool,
+) -> std::io::Result<Socket> {
+    let mut last = ErrorKind::NotFound.into();
+    for (tried, &address) in addresses.iter().enumerate() {
+        let share = deadline.left() / (addresses.len() - tried) as u32;
+        match outgoing::connect_tcp(address, deadline.at_most(share), wanted) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 /// Puts TLS on a connection whose server has agreed to it. This is the one place where that happens: what comes back
 /// carries the protocol in the clear, and what goes over the wire is encrypted. The certificates are read for each
 /// connection, so that a new one is taken when the server is connected to again.
-fn encrypt(socket: Socket, address: &Address) -> Result<Socket> {
+fn encrypt(socket: Socket, address: &Address, deadline: Deadline) -> Result<Socket> {
     let what = || format!("cannot connect to {address}");
     let wishes = address.tls.clone().unwrap_or_default();
     let unsupported = |why: &str, cure: &str| Err(Error::new(Kind::Unsupported, what(), why).cure(cure));
@@ -198,7 +213,7 @@ fn encrypt(socket: Socket, address: &Address) -> Result<Socket> {
         }
     };
     let config = ClientConfig::read(wishes.certificates.as_deref())?;
-    tls::client(socket, &config, name)
+    tls::client(socket, &config, name, deadline)
 }
 
 fn step(handshake: &mut Handshake, received: &mut Vec<u8>) -> Result<Progress, Failed> {
@@ -243,5 +258,29 @@ fn exchange(
             return Err(ErrorKind::Interrupted.into());
         }
         poll(&[(socket.as_fd(), !to_send.is_empty())], deadline.left().min(LOOK_EVERY))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_does_not_answer_leaves_time_for_the_next() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let nowhere = silent.local_addr().unwrap();
+        // Nobody accepts, and when enough have queued up the kernel answers no more.
+        let fill = |_| TcpStream::connect_timeout(&nowhere, Duration::from_millis(200)).ok();
+        let queue: Vec<TcpStream> = (0..10_000).map_while(fill).collect();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let deadline = Deadline::after(Duration::from_secs(2));
+        let connected = connect_to_any(&[nowhere, there], deadline, &|| true);
+        assert!(connected.is_ok() && !deadline.passed(), "{connected:?}, {} queue up", queue.len());
+        let deadline = Deadline::after(Duration::from_millis(300));
+        let error = connect_to_any(&[there, nowhere][1..], deadline, &|| true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
     }
 }

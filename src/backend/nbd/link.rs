@@ -6,16 +6,24 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::work::Work;
 use crate::io::{Errno, Op};
+use crate::nbd::MAX_PAYLOAD;
+use crate::nbd::client::Negotiated;
 use crate::nbd::client::replies::{Event, LONGEST_HEAD, Replies};
-use crate::nbd::{Headers, MAX_PAYLOAD};
 use crate::port::clock::Instant;
 use crate::port::stream::Socket;
 
 /// Bytes that one receive takes at most, data that go right to their place aside.
 const RECEIVED: usize = 256 << 10;
 
+/// Receives in a row, before the other connections and the clock are looked at.
+const RECEIVES: usize = 8;
+
 /// What is left of a read, in bytes, from which on it goes right to its place.
 const MUCH: usize = 8 << 10;
+
+/// Longest range in bytes that is discarded or written with zeros by one request. A server that has to write them says
+/// nothing meanwhile, and must not be taken for one that hangs.
+const LONGEST_CHANGE: u64 = 256 << 20;
 
 /// Pieces that go with one send.
 const PIECES: usize = 64;
@@ -91,11 +99,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub fn new(socket: Socket, headers: Headers, max_payload: u32, now: Instant) -> Link {
+    pub fn new(socket: Socket, told: &Negotiated, max_payload: u32, now: Instant) -> Link {
         const { assert!(RECEIVED >= 2 * LONGEST_HEAD) };
         Link {
             socket,
-            replies: Replies::new(headers),
+            replies: Replies::new(told.headers, told.allocation),
             requests: Vec::new(),
             max_payload: max_payload.clamp(1, MAX_PAYLOAD).into(),
             heads: Vec::new(),
@@ -119,6 +127,11 @@ impl Link {
         self.replies.has_room()
     }
 
+    /// Whether it can be asked what takes space.
+    pub fn knows_extents(&self) -> bool {
+        self.replies.knows_extents()
+    }
+
     pub fn wants_to_send(&self) -> bool {
         !self.pieces.is_empty()
     }
@@ -134,12 +147,19 @@ impl Link {
     }
 
     /// Asks for a work, or for as much of it as one request can be. There must be room.
-    pub fn ask(&mut self, work: Work, now: Instant) -> Result<(), Work> {
+    pub fn ask(&mut self, mut work: Work, now: Instant) -> Result<(), Work> {
         if self.outstanding() == 0 {
             self.heard = now;
         }
-        let has_data = matches!(work.op, Op::Read | Op::Write);
-        let most = if has_data { self.max_payload } else { self.replies.longest_range() };
+        // However long it is: as it gets on, it does not grow old.
+        if work.done > 0 {
+            work.since = now;
+        }
+        let most = match work.op {
+            Op::Read | Op::Write => self.max_payload,
+            Op::Discard | Op::WriteZeroes => LONGEST_CHANGE,
+            Op::Extents | Op::Flush => self.replies.longest_range(),
+        };
         let len = (work.len - work.done).min(most);
         let before = self.heads.len();
         let offset = work.offset + work.done;
@@ -151,6 +171,8 @@ impl Link {
             self.pieces.push_back(Piece::Data { index, start: work.done as usize, len: len as usize });
             self.to_send += len;
         }
+        // An answer about extents may be short of its range, and is one all the same.
+        let len = if work.op == Op::Extents { work.len - work.done } else { len };
         let place = usize::from(index);
         if self.requests.len() <= place {
             self.requests.resize_with(place + 1, || None);
@@ -236,9 +258,9 @@ impl Link {
         }
     }
 
-    /// Receives what is there, and adds what has ended to `ended`.
+    /// Receives what is there, but not for long, and adds what has ended to `ended`.
     pub fn receive(&mut self, now: Instant, ended: &mut Vec<Ended>) -> Result<(), Lost> {
-        loop {
+        for _ in 0..RECEIVES {
             let (count, offered) = match self.receive_some() {
                 Ok(counts) => counts,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -251,9 +273,10 @@ impl Link {
             self.heard = now;
             self.digest(ended)?;
             if count < offered {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// One receive: right to its place what belongs to a long read, and into the buffer what follows. Yields how many
@@ -326,6 +349,14 @@ impl Link {
                     let at = self.place_in_work(index, at)?;
                     place_of(&mut self.requests, index, at, len as usize)?.fill(0);
                 }
+                Event::Extents { index } => {
+                    self.place_in_work(index, 0)?;
+                    let sent = self.requests[usize::from(index)].as_mut();
+                    let answered = sent.map(|sent| sent.work.answer(self.replies.extents()));
+                    if answered != Some(Ok(())) {
+                        return Err(Lost::because("there is no room for what takes space"));
+                    }
+                }
                 Event::Ended { index, result } => {
                     let Some(sent) = self.requests[usize::from(index)].take() else { continue };
                     let Sent { work, len, sent_at } = sent;
@@ -388,5 +419,49 @@ fn told(error: &io::Error) -> String {
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::super::work::Owner;
+    use super::*;
+    use crate::io::Flags;
+    use crate::nbd::chunk::{Chunk, Failure, kind};
+    use crate::nbd::{ExportFlags, Headers};
+    use crate::port::clock::Duration;
+    use crate::port::thread;
+
+    #[test]
+    fn a_server_that_does_not_stop_talking_is_not_listened_to_without_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut theirs = listener.accept().unwrap().0;
+        let (flags, headers) = (ExportFlags::HAS_FLAGS, Headers::Structured);
+        let told = Negotiated { size: 1 << 20, flags, block: None, headers, allocation: None };
+        let mut link = Link::new(Socket::Tcp(ours), &told, 1 << 20, Instant::now());
+        let work = Work::new(Owner::Flush, Op::Flush, Flags::empty(), 0, 0, 1, Instant::now());
+        link.ask(work, Instant::now()).unwrap();
+        // An error that is not the last of it, for five seconds.
+        let body = Failure::encode(Errno::EIO);
+        let chunk = Chunk { flags: 0, kind: kind::ERROR, cookie: 1 << 16, offset: 0, len: body.len() as u64 };
+        let said =
+            [&chunk.encode(Headers::Structured)[..Chunk::STRUCTURED_SIZE], &body].concat().repeat(10_000);
+        let until = Instant::now() + Duration::from_secs(5);
+        let talker = thread::spawn("talker".into(), move || {
+            while Instant::now() < until && theirs.write_all(&said).is_ok() {}
+        });
+        let (began, mut ended) = (Instant::now(), Vec::new());
+        while began.elapsed() < Duration::from_millis(500) {
+            link.receive(Instant::now(), &mut ended).unwrap();
+        }
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(3), "nobody else was listened to for {took:?}");
+        drop(link);
+        talker.unwrap().join().unwrap();
     }
 }

@@ -75,6 +75,7 @@ impl Promise {
         ] {
             capabilities.set(capability, self.takes(flag));
         }
+        capabilities.set(Capabilities::EXTENTS, self.told.allocation.is_some());
         capabilities.set(Capabilities::ROTATIONAL, self.told.flags.contains(ExportFlags::ROTATIONAL));
         capabilities
     }
@@ -137,7 +138,13 @@ mod tests {
 
     fn told(size: u64, flags: ExportFlags, block: Option<[u32; 3]>) -> Negotiated {
         let block = block.map(|[minimum, preferred, maximum]| BlockSizes { minimum, preferred, maximum });
-        Negotiated { size, flags: flags | ExportFlags::HAS_FLAGS, block, headers: Headers::Simple }
+        Negotiated {
+            size,
+            flags: flags | ExportFlags::HAS_FLAGS,
+            block,
+            headers: Headers::Simple,
+            allocation: None,
+        }
     }
 
     #[test]

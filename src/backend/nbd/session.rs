@@ -6,21 +6,23 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::MOST_CONNECTIONS;
 use super::connect::{Connected, Connector};
 use super::journal::Journal;
 use super::link::{Ended, Link, Lost};
 use super::promise::Promise;
 use super::shared::Shared;
 use super::work::{Job, Owner, Work};
+use crate::io::extents::{Answer, Extent, State};
 use crate::io::{Errno, Flags, IoResult, Op};
 use crate::nbd::client::SHUTTING_DOWN;
 use crate::port::channel::Receiver;
 use crate::port::clock::{Duration, Instant};
-use crate::port::socket::poll;
+use crate::port::socket::{Interest, poll_for};
 use crate::port::thread;
 
 /// Whether a bug was planted in the simulated world, of which the tests are to find it.
@@ -39,6 +41,9 @@ mod changes;
 
 use away::Away;
 use changes::Replay;
+
+/// Descriptors that the thread waits for at most: its bell and its connections.
+const MOST_FDS: usize = 1 + MOST_CONNECTIONS as usize;
 
 /// How long the thread sleeps while something is under way, and while nothing is.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -189,9 +194,9 @@ impl Session {
         self.doors.retain(|door| {
             loop {
                 match door.try_recv() {
-                    Ok(job) => {
+                    Ok(mut job) => {
                         *counted += 1;
-                        match at_once(&job, promise) {
+                        match at_once(&mut job, promise) {
                             Some(result) => job.ticket.finish(result),
                             None => waiting.push_back(Work::of(job, *counted, now)),
                         }
@@ -215,11 +220,15 @@ impl Session {
 
     /// Waits until something can be done, and receives what there is.
     fn wait(&mut self, patience: Duration) {
-        let mut fds: Vec<(BorrowedFd<'_>, bool)> = vec![(self.shared.bell().as_fd(), false)];
-        fds.extend(self.links.iter().map(|link| (link.as_fd(), link.wants_to_send())));
+        let readable = Interest { read: true, ..Interest::default() };
+        let mut fds = [(self.shared.bell().as_fd(), None); MOST_FDS];
+        fds[0].1 = Some(readable);
+        for (fd, link) in fds[1..].iter_mut().zip(&self.links) {
+            *fd = (link.as_fd(), Some(Interest { write: link.wants_to_send(), ..readable }));
+        }
         // It fails for lack of memory, and then everything is looked at.
-        let ready = poll(&fds, patience).unwrap_or_else(|_| vec![true; fds.len()]);
-        drop(fds);
+        let ready = poll_for(fds, patience).map(|ready| ready.map(|is| is.read || is.write));
+        let ready = ready.unwrap_or([true; MOST_FDS]);
         self.shared.bell().awake(ready[0]);
         let now = Instant::now();
         let mut lost = None;
@@ -229,10 +238,12 @@ impl Session {
                 break;
             }
         }
-        // What has ended before has ended.
+        // What has ended before has ended, all of it: only then is it known what may be lost.
         let mut ended = std::mem::take(&mut self.ended);
         for ended in ended.drain(..) {
-            self.completed(ended, now);
+            if let Err(ending) = self.completed(ended) {
+                lost.get_or_insert(ending);
+            }
         }
         self.ended = ended;
         if let Some(lost) = lost {
@@ -264,8 +275,9 @@ impl Session {
         if self.links.iter().any(|link| link.unanswered_since().is_some_and(|since| age(since) >= answer)) {
             return self.lose(Lost::because(format!("no reply for {} s", answer.as_secs())), now);
         }
-        let longest = self.longest();
-        if self.links.iter().any(|link| link.oldest().is_some_and(|since| age(since) >= longest)) {
+        // One that an earlier session was asked already has its time anew.
+        let is_endless = |since: Instant| age(since.max(self.up_since)) >= self.longest();
+        if self.links.iter().any(|link| link.oldest().is_some_and(is_endless)) {
             self.lose(Lost::because("a request has no end"), now);
         }
     }
@@ -328,6 +340,13 @@ impl Session {
                 self.flushes += 1;
                 (work.covers, work.flush) = (self.journal.end(), self.flushes);
             }
+            // The server that knew of holes is another now. To take all for data is always right.
+            if work.op == Op::Extents && !self.links[0].knows_extents() {
+                let data = Extent { len: work.len, state: State::empty() };
+                let result = work.answer(&[data]);
+                work.finish(result);
+                continue;
+            }
             let idlest = self.links.iter_mut().filter(|link| link.has_room());
             let Some(link) = idlest.min_by_key(|link| link.outstanding()) else {
                 return self.waiting.push_front(work);
@@ -347,13 +366,13 @@ impl Session {
     fn send(&mut self, now: Instant) {
         let result = self.links.iter_mut().try_for_each(Link::send);
         if let Err(lost) = result {
-            // What the server said before it went may be there still.
+            // What it replied before that, and nobody has received, is asked again.
             self.lose(lost, now);
         }
     }
 
-    /// A request has come to its end.
-    fn completed(&mut self, ended: Ended, now: Instant) {
+    /// A request has come to its end; an error where that of its connection has come, too.
+    fn completed(&mut self, ended: Ended) -> Result<(), Lost> {
         let Ended { mut work, len, result } = ended;
         if result != Err(SHUTTING_DOWN) {
             (self.was_served, self.silent_since, self.given_up) = (true, None, false);
@@ -363,7 +382,7 @@ impl Session {
                 if !matches!(work.owner, Owner::Replay(_) | Owner::Flush) {
                     self.again(work);
                 }
-                self.lose(Lost::because("the server is ending"), now);
+                return Err(Lost::because("the server is ending"));
             }
             Err(errno) => {
                 self.has_changed(&work);
@@ -374,12 +393,12 @@ impl Session {
                 match (work.done < work.len, self.links.is_empty()) {
                     (false, _) => self.succeeded(work),
                     (true, false) => self.waiting.push_front(work),
-                    // What was done of it may be lost.
-                    (true, true) if work.is_replay() => {}
-                    (true, true) => self.again(work),
+                    // Nothing is asked any more.
+                    (true, true) => self.give_up(work),
                 }
             }
         }
+        Ok(())
     }
 
     fn failed(&mut self, work: Work, errno: Errno) {
@@ -400,7 +419,7 @@ impl Session {
 
     fn succeeded(&mut self, work: Work) {
         match work.op {
-            Op::Read => work.finish(Ok(())),
+            Op::Read | Op::Extents => work.finish(Ok(())),
             Op::Flush => {
                 let covers = if planted!(FlushCoversLaterChanges) { self.journal.end() } else { work.covers };
                 self.journal.flushed(covers);
@@ -421,8 +440,6 @@ impl Session {
                 self.let_go(flush);
             }
             Op::Write | Op::Discard | Op::WriteZeroes => self.changed(work),
-            // Never asked.
-            Op::Extents => work.fail(),
         }
     }
 
@@ -437,11 +454,12 @@ impl Session {
 }
 
 /// The end of a request that the server need not be asked for, or cannot.
-fn at_once(job: &Job, promise: &Promise) -> Option<IoResult> {
+fn at_once(job: &mut Job, promise: &Promise) -> Option<IoResult> {
     let Job { io, ticket } = job;
     match io.op {
         Op::Read | Op::Write if ticket.content().len() as u64 != io.len => Some(Err(Errno::EINVAL)),
-        Op::Extents => Some(Err(Errno::EOPNOTSUPP)),
+        // There is room for an answer, or never any.
+        Op::Extents => Answer::new(io, ticket.bytes()).err().map(Err),
         // Whether it is fast is the server's to say.
         Op::WriteZeroes if io.flags.contains(Flags::FAST_ZERO) && !promise.knows_fast_zero() => {
             Some(Err(Errno::EOPNOTSUPP))

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::io::extents::{Answer, Extent};
 use crate::io::{Errno, Flags, Io, IoResult, Op};
 use crate::port::channel::Sender;
 use crate::port::clock::Instant;
@@ -36,6 +37,7 @@ pub(super) struct Work {
     pub len: u64,
     /// In which order it came.
     pub number: u64,
+    /// When it came, or got on last.
     pub since: Instant,
     /// Bytes of the range that are done with: what is too long for one request is several, one after the other.
     pub done: u64,
@@ -77,12 +79,20 @@ impl Work {
         }
     }
 
-    /// Where a read goes.
+    /// Where a read goes, or the answer to what takes space.
     pub fn target(&mut self) -> &mut [u8] {
         match &mut self.owner {
-            Owner::Request(ticket) if self.op == Op::Read => ticket.bytes(),
+            Owner::Request(ticket) if matches!(self.op, Op::Read | Op::Extents) => ticket.bytes(),
             _ => &mut [],
         }
+    }
+
+    /// Answers what takes space, as far as these extents go. An error where there is no room for any.
+    pub fn answer(&mut self, extents: &[Extent]) -> IoResult {
+        let Work { op, flags, offset, len, .. } = *self;
+        let mut answer = Answer::new(&Io { op, flags, offset, len, slot: 0 }, self.target())?;
+        let _ = extents.iter().all(|extent| answer.add(extent.len, extent.state));
+        Ok(())
     }
 
     pub fn is_replay(&self) -> bool {

@@ -1,10 +1,11 @@
 //! The handshake, the client's side: from the server's greeting to transmission with one export.
 //!
-//! Extended headers are asked for first, then structured replies, and what the server has not is done without. The
-//! export is chosen by GO, which tells why it cannot be had and which lengths it takes; of a server that does not
+//! Extended headers are asked for first, then structured replies, and then the context `base:allocation`; what the server
+//! has not is done without. The export is chosen by GO, which tells why it cannot be had and which lengths it takes; of a server that does not
 //! know GO by EXPORT_NAME.
 
 use super::Negotiated;
+use crate::nbd::wire::meta::{BASE_ALLOCATION, Context, Question};
 use crate::nbd::wire::{
     FIXED_NEWSTYLE, Headers, INIT_MAGIC, NO_ZEROES, OPTION_MAGIC, OPTION_REPLY_MAGIC, info, option, reply,
     u16_at, u32_at, u64_at,
@@ -96,6 +97,7 @@ pub struct Handshake {
     encrypt: bool,
     zeroes: bool,
     headers: Headers,
+    allocation: Option<u32>,
     told: Option<(u64, ExportFlags)>,
     block: Option<BlockSizes>,
     replies: u32,
@@ -111,6 +113,7 @@ impl Handshake {
             encrypt,
             zeroes: true,
             headers: Headers::Simple,
+            allocation: None,
             told: None,
             block: None,
             replies: 0,
@@ -181,6 +184,11 @@ impl Handshake {
         self.to_send.extend(data);
     }
 
+    fn ask_for_context(&mut self) {
+        let question = Question::encode(&self.export, &[BASE_ALLOCATION]);
+        self.ask(option::SET_META_CONTEXT, &question);
+    }
+
     fn go(&mut self) {
         let mut data = (self.export.len() as u32).to_be_bytes().to_vec();
         data.extend(self.export.as_bytes());
@@ -237,10 +245,19 @@ impl Handshake {
                 reply::ACK if data.is_empty() => {
                     let extended = asked == option::EXTENDED_HEADERS;
                     self.headers = if extended { Headers::Extended } else { Headers::Structured };
-                    self.go();
+                    self.ask_for_context();
                 }
                 _ if is_error && asked == option::EXTENDED_HEADERS => self.ask(option::STRUCTURED_REPLY, &[]),
                 _ if is_error => self.go(),
+                _ => return Err(Failed::Broken("its answer to an option is none")),
+            },
+            option::SET_META_CONTEXT => match kind {
+                reply::META_CONTEXT => self.context(data)?,
+                reply::ACK if data.is_empty() => self.go(),
+                _ if is_error => {
+                    self.allocation = None;
+                    self.go();
+                }
                 _ => return Err(Failed::Broken("its answer to an option is none")),
             },
             _ => match kind {
@@ -264,6 +281,17 @@ impl Handshake {
             },
         }
         Ok((end, Progress::Answered))
+    }
+
+    /// The data of a reply META_CONTEXT.
+    fn context(&mut self, data: &[u8]) -> Result<(), Failed> {
+        match Context::decode(data) {
+            Some(context) if context.name == BASE_ALLOCATION.as_bytes() && self.allocation.is_none() => {
+                self.allocation = Some(context.id);
+                Ok(())
+            }
+            _ => Err(Failed::Broken("it chooses a context that was not asked for, or one twice")),
+        }
     }
 
     /// The data of a reply INFO. What was not asked for may come, and is left aside.
@@ -312,7 +340,8 @@ impl Handshake {
         self.state = State::Over;
         // Without this one the others mean nothing.
         let flags = if flags.contains(ExportFlags::HAS_FLAGS) { flags } else { ExportFlags::empty() };
-        Progress::Transmission(Negotiated { size, flags, block: self.block, headers: self.headers })
+        let Handshake { block, headers, allocation, .. } = *self;
+        Progress::Transmission(Negotiated { size, flags, block, headers, allocation })
     }
 }
 
@@ -404,10 +433,15 @@ mod tests {
     fn what_a_server_has_is_taken() {
         let unsupported = |option| reply(option, reply::UNSUPPORTED, b"no");
         let ack = |option| reply(option, reply::ACK, b"");
-        for (answers, headers, asked) in [
-            (vec![ack(11)], Headers::Extended, vec![11, 7]),
-            (vec![unsupported(11), ack(8)], Headers::Structured, vec![11, 8, 7]),
-            (vec![unsupported(11), unsupported(8)], Headers::Simple, vec![11, 8, 7]),
+        let context = || reply(10, reply::META_CONTEXT, b"\0\0\0\x09base:allocation");
+        let [extended, structured, simple] = [Headers::Extended, Headers::Structured, Headers::Simple];
+        for (answers, headers, allocation, asked) in [
+            (vec![ack(11), context(), ack(10)], extended, Some(9), vec![11, 10, 7]),
+            (vec![ack(11), ack(10)], extended, None, vec![11, 10, 7]),
+            (vec![ack(11), context(), unsupported(10)], extended, None, vec![11, 10, 7]),
+            (vec![unsupported(11), ack(8), context(), ack(10)], structured, Some(9), vec![11, 8, 10, 7]),
+            (vec![unsupported(11), ack(8), unsupported(10)], structured, None, vec![11, 8, 10, 7]),
+            (vec![unsupported(11), unsupported(8)], simple, None, vec![11, 8, 7]),
         ] {
             for piece in [1, 7, 9999] {
                 let mut stream = greeting(3);
@@ -419,7 +453,7 @@ mod tests {
                 let (said, end) = driven(&mut Handshake::new("disk", false), &stream, piece);
                 let block = Some(BlockSizes { minimum: 512, preferred: 4096, maximum: 1 << 20 });
                 let flags = ExportFlags::from_bits_truncate(FLAGS);
-                let expected = Negotiated { size: 1 << 30, flags, block, headers };
+                let expected = Negotiated { size: 1 << 30, flags, block, headers, allocation };
                 assert_eq!(end, Ok(Progress::Transmission(expected)));
                 assert_eq!((&said[..4], options(&said)), (&[0, 0, 0, 3][..], asked.clone()));
                 assert!(said.ends_with(b"\0\0\0\x04disk\0\x01\0\x03"));
@@ -473,7 +507,12 @@ mod tests {
     #[test]
     fn a_refusal_is_told_with_the_servers_words() {
         let go = |kind: u32, words: &[u8]| {
-            vec![greeting(3), reply(11, reply::ACK, b""), reply(7, 1 << 31 | kind, words)]
+            vec![
+                greeting(3),
+                reply(11, reply::ACK, b""),
+                reply(10, reply::ACK, b""),
+                reply(7, 1 << 31 | kind, words),
+            ]
         };
         assert_eq!(failed(&go(6, b"none\n")), Failed::NoSuchExport("none".into()));
         assert!(matches!(failed(&go(5, b"")), Failed::TlsRequired(_)));
@@ -487,8 +526,9 @@ mod tests {
 
     #[test]
     fn what_is_no_servers_handshake_ends_it() {
-        let up_to_go = || vec![greeting(3), reply(11, reply::ACK, b"")];
+        let up_to_go = || vec![greeting(3), reply(11, reply::ACK, b""), reply(10, reply::ACK, b"")];
         let then = |more: Vec<u8>| [up_to_go(), vec![more]].concat();
+        let context = |name: &[u8]| reply(10, reply::META_CONTEXT, &[b"\0\0\0\x01", name].concat());
         for stream in [
             vec![b"HTTP/1.1 400".to_vec()],
             vec![b"SSH-2.0".to_vec()],
@@ -507,6 +547,11 @@ mod tests {
             then(reply(7, reply::INFO, &[9; 300]).repeat(300)),
             vec![greeting(3), reply(11, reply::ACK, b"data")],
             vec![greeting(3), reply(11, reply::INFO, b"")],
+            vec![greeting(3), reply(11, reply::ACK, b""), context(b"base:allocation").repeat(2)],
+            vec![greeting(3), reply(11, reply::ACK, b""), context(b"base:allocations")],
+            vec![greeting(3), reply(11, reply::ACK, b""), context(b"")],
+            vec![greeting(3), reply(11, reply::ACK, b""), reply(10, reply::META_CONTEXT, b"\0\0")],
+            vec![greeting(3), reply(11, reply::ACK, b""), reply(10, reply::ACK, b"!")],
         ] {
             let failed = failed(&stream);
             assert!(matches!(failed, Failed::Broken(_)), "{failed:?}");
@@ -526,7 +571,7 @@ mod tests {
         ) {
             let mut handshake = Handshake::new("disk", false);
             let mut stream = greeting(flags);
-            for option in [11, 8, 7] {
+            for option in [11, 8, 10, 7] {
                 for (kind, data) in &kinds {
                     stream.extend(reply(option, *kind, data));
                 }

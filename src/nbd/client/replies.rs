@@ -2,8 +2,11 @@
 
 use super::coverage::Coverage;
 use super::errno;
+use super::runs::Runs;
+use crate::io::extents::Extent;
 use crate::io::{Errno, Flags, Op};
 use crate::nbd::wire::chunk::{Chunk, DATA_HEAD, Failure, Hole, kind};
+use crate::nbd::wire::status::Status;
 use crate::nbd::wire::{
     EXTENDED_REPLY_MAGIC, Headers, Request, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, SimpleReply, command,
     command_flag, u64_at,
@@ -21,7 +24,7 @@ pub const MOST_ASKED: usize = 4096;
 /// What the next bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The bytes end before the next message does.
+    /// The bytes end before the next message does. Those that were used up were a part of it.
     Incomplete,
     /// Bytes of a read. Whoever drives takes them out of the stream before it asks for the next event.
     Data {
@@ -40,6 +43,11 @@ pub enum Event {
         at: u32,
         /// How many.
         len: u32,
+    },
+    /// What takes space in the range that was asked about: [`Replies::extents`], until the next event is asked for.
+    Extents {
+        /// By which request.
+        index: u16,
     },
     /// A request will have failed; more of its reply follows.
     Failing,
@@ -74,17 +82,32 @@ fn broken_at<T>(index: u16, why: &'static str) -> Result<T, Broken> {
 struct Asked {
     /// 0 where nothing is asked.
     cookie: u64,
-    is_read: bool,
+    wants: Wants,
     offset: u64,
     len: u64,
     error: Option<Errno>,
+    /// Bytes of a read that have come.
     told: Coverage,
+}
+
+/// What a request that goes well is answered with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Wants {
+    /// That it has gone well, or what had come besides has come.
+    #[default]
+    Nothing,
+    /// All of its bytes.
+    Data,
+    /// What takes space.
+    Extents,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// A head comes next.
     Head,
+    /// What comes next are runs for this request, and this is where its reply ends or not.
+    Runs { index: u16, is_last: bool },
     /// What came last was the end of this request's reply.
     End(u16),
 }
@@ -93,16 +116,31 @@ enum State {
 #[derive(Debug)]
 pub struct Replies {
     headers: Headers,
+    allocation: Option<u32>,
     asked: Vec<Asked>,
     free: Vec<u16>,
     sequence: u64,
     state: State,
+    runs: Runs,
 }
 
 impl Replies {
-    /// For a connection whose requests and replies look like this.
-    pub fn new(headers: Headers) -> Replies {
-        Replies { headers, asked: Vec::new(), free: Vec::new(), sequence: 0, state: State::Head }
+    /// For a connection whose requests and replies look like this, and whose server calls the context
+    /// `base:allocation` so, if it has it.
+    pub fn new(headers: Headers, allocation: Option<u32>) -> Replies {
+        let (asked, free, runs) = (Vec::new(), Vec::new(), Runs::default());
+        Replies { headers, allocation, asked, free, sequence: 0, state: State::Head, runs }
+    }
+
+    /// Whether it can be asked what takes space ([`Op::Extents`]).
+    pub fn knows_extents(&self) -> bool {
+        self.allocation.is_some()
+    }
+
+    /// What takes space, behind [`Event::Extents`]: from where the range begins that was asked about, and perhaps not to
+    /// its end. [`MOST_EXTENTS`](crate::io::extents::MOST_EXTENTS) at most, of which none is empty.
+    pub fn extents(&self) -> &[Extent] {
+        self.runs.extents()
     }
 
     /// How many requests are under way.
@@ -125,7 +163,7 @@ impl Replies {
 
     /// Adds the head of a request to `heads`, and yields its number; `None` where there is no room. The data of a
     /// write is to follow right behind. A read and a write have less than 4 GiB, and other ranges no more than
-    /// [`longest_range`](Self::longest_range).
+    /// [`longest_range`](Self::longest_range). Nobody is asked for extents who does not [know](Self::knows_extents) any.
     pub fn ask(&mut self, op: Op, flags: Flags, offset: u64, len: u64, heads: &mut Vec<u8>) -> Option<u16> {
         if !self.has_room() {
             return None;
@@ -140,7 +178,11 @@ impl Replies {
         asked.told.clear();
         *asked = Asked {
             cookie,
-            is_read: op == Op::Read,
+            wants: match op {
+                Op::Read => Wants::Data,
+                Op::Extents => Wants::Extents,
+                Op::Write | Op::Flush | Op::Discard | Op::WriteZeroes => Wants::Nothing,
+            },
             offset,
             len,
             error: None,
@@ -156,6 +198,9 @@ impl Replies {
         if flags.contains(Flags::FAST_ZERO) && op == Op::WriteZeroes {
             bits |= command_flag::FAST_ZERO;
         }
+        if flags.contains(Flags::FIRST_EXTENT) && op == Op::Extents {
+            bits |= command_flag::REQ_ONE;
+        }
         if op == Op::Write && self.headers == Headers::Extended {
             bits |= command_flag::PAYLOAD_LEN;
         }
@@ -165,7 +210,6 @@ impl Replies {
             Op::Flush => command::FLUSH,
             Op::Discard => command::TRIM,
             Op::WriteZeroes => command::WRITE_ZEROES,
-            // A reply to it is none that is known here: no context was chosen.
             Op::Extents => command::BLOCK_STATUS,
         };
         self.say(Request { flags: bits, command, cookie, offset, len }, heads);
@@ -186,9 +230,13 @@ impl Replies {
 
     /// Takes the next message off the front of `bytes`: yields how many of them it used up, and what they were.
     pub fn next(&mut self, bytes: &[u8]) -> Result<(usize, Event), Broken> {
-        if let State::End(index) = self.state {
-            self.state = State::Head;
-            return Ok((0, self.end(index)));
+        match self.state {
+            State::Head => {}
+            State::Runs { index, is_last } => return self.take_runs(index, is_last, bytes),
+            State::End(index) => {
+                self.state = State::Head;
+                return Ok((0, self.end(index)));
+            }
         }
         let Some(magic) = bytes.first_chunk::<4>() else { return Ok((0, Event::Incomplete)) };
         let magic = u32::from_be_bytes(*magic);
@@ -228,11 +276,12 @@ impl Replies {
     fn end(&mut self, index: u16) -> Event {
         let asked = &mut self.asked[usize::from(index)];
         asked.cookie = 0;
-        let result = match asked.error {
-            Some(errno) => Err(errno),
+        let result = match (asked.error, asked.wants) {
+            (Some(errno), _) => Err(errno),
             // What it left out is nowhere.
-            None if asked.is_read && !asked.told.is_whole(asked.len as u32) => Err(Errno::EIO),
-            None => Ok(()),
+            (None, Wants::Data) if !asked.told.is_whole(asked.len as u32) => Err(Errno::EIO),
+            (None, Wants::Extents) => Err(Errno::EIO),
+            (None, Wants::Data | Wants::Nothing) => Ok(()),
         };
         self.free.push(index);
         Event::Ended { index, result }
@@ -245,7 +294,7 @@ impl Replies {
             asked.error = Some(errno(reply.error));
             return Ok(self.end(index));
         }
-        if !asked.is_read {
+        if asked.wants != Wants::Data {
             return Ok(self.end(index));
         }
         if self.headers != Headers::Simple {
@@ -266,6 +315,9 @@ impl Replies {
         let asked = &mut self.asked[usize::from(index)];
         if self.headers == Headers::Extended && chunk.offset != asked.offset {
             return broken_at(index, "a chunk names another offset than its request");
+        }
+        if chunk.kind == kind::BLOCK_STATUS || chunk.kind == kind::BLOCK_STATUS_EXT {
+            return self.status(index, chunk, body);
         }
         // The part of the body that is to be there before anything can be said.
         let needed = match chunk.kind {
@@ -308,7 +360,7 @@ impl Replies {
             Some((offset, len, is_data)) => {
                 let at = offset.wrapping_sub(asked.offset);
                 // Less than 4 GiB, as the read is.
-                let fits = asked.is_read && at < asked.len && len <= asked.len - at;
+                let fits = asked.wants == Wants::Data && at < asked.len && len <= asked.len - at;
                 if !fits {
                     return broken_at(index, "it tells bytes that were not asked for");
                 }
@@ -326,6 +378,43 @@ impl Replies {
             }
         };
         Ok(Some((needed, event)))
+    }
+
+    /// A chunk that tells what takes space: its runs follow, which may be many.
+    fn status(&mut self, index: u16, chunk: &Chunk, body: &[u8]) -> Result<Option<(usize, Event)>, Broken> {
+        let expected = match self.headers {
+            Headers::Extended => kind::BLOCK_STATUS_EXT,
+            Headers::Simple | Headers::Structured => kind::BLOCK_STATUS,
+        };
+        let asked = &mut self.asked[usize::from(index)];
+        if chunk.kind != expected || asked.wants != Wants::Extents {
+            return broken_at(index, "it tells what takes space and was not asked, or once more");
+        }
+        let size = Status::head_size(self.headers);
+        let head = match body.get(..size) {
+            None if chunk.len >= size as u64 => return Ok(None),
+            head => head.unwrap_or_default(),
+        };
+        let Some((context, count)) = Status::decode_head(self.headers, head, chunk.len) else {
+            return broken_at(index, "the lengths inside a status do not fit together");
+        };
+        if Some(context) != self.allocation {
+            return broken_at(index, "a status is of a context that was not chosen");
+        }
+        asked.wants = Wants::Nothing;
+        self.runs.begin(count, asked.len);
+        self.state = State::Runs { index, is_last: chunk.is_last() };
+        let (used, event) = self.take_runs(index, chunk.is_last(), &body[size..])?;
+        Ok(Some((size + used, event)))
+    }
+
+    fn take_runs(&mut self, index: u16, is_last: bool, bytes: &[u8]) -> Result<(usize, Event), Broken> {
+        let used = self.runs.take(self.headers, bytes).or_else(|why| broken_at(index, why))?;
+        if !self.runs.is_whole() {
+            return Ok((used, Event::Incomplete));
+        }
+        self.state = if is_last { State::End(index) } else { State::Head };
+        Ok((used, Event::Extents { index }))
     }
 }
 

@@ -49,6 +49,17 @@ impl Run {
         }
         bytes
     }
+
+    /// Reads one, in the first [`size`](Self::size) of these bytes, which must be there.
+    #[inline]
+    pub fn decode(headers: Headers, bytes: &[u8]) -> Run {
+        match headers {
+            Headers::Simple | Headers::Structured => {
+                Run { len: u64::from(u32_at(bytes, 0)), flags: u64::from(u32_at(bytes, 4)) }
+            }
+            Headers::Extended => Run { len: u64_at(bytes, 0), flags: u64_at(bytes, 8) },
+        }
+    }
 }
 
 /// The body of a chunk BLOCK_STATUS or BLOCK_STATUS_EXT.
@@ -81,32 +92,31 @@ impl<'a> Status<'a> {
         bytes
     }
 
+    /// Reads what comes before the runs, in the first [`head_size`](Self::head_size) of these bytes, of a body of `len`
+    /// bytes: the number of the context, and how many runs follow. `None` where the lengths do not fit together, or
+    /// there are no runs, or too many.
+    pub fn decode_head(headers: Headers, head: &[u8], len: u64) -> Option<(u32, usize)> {
+        let size = Run::size(headers) as u64;
+        let runs = len.checked_sub(Status::head_size(headers) as u64)?;
+        let count = usize::try_from(runs / size).ok().filter(|&count| 0 < count && count <= MAX_RUNS)?;
+        // The number of runs follows from the length; where it is told as well, it may be left at 0.
+        let miscounted = headers == Headers::Extended && ![0, count as u32].contains(&u32_at(head, 4));
+        (runs.is_multiple_of(size) && !miscounted).then(|| (u32_at(head, 0), count))
+    }
+
     /// Reads a body; `None` where its lengths do not fit together, or it has no runs, or too many, or one of
     /// length 0.
     pub fn decode(headers: Headers, body: &'a [u8]) -> Option<Status<'a>> {
         let (head, runs) = body.split_at_checked(Status::head_size(headers))?;
-        let size = Run::size(headers);
-        let count = runs.len() / size;
-        if runs.is_empty() || !runs.len().is_multiple_of(size) || count > MAX_RUNS {
-            return None;
-        }
-        // The number of runs follows from the length; where it is told as well, it may be left at 0.
-        if headers == Headers::Extended && ![0, count as u32].contains(&u32_at(head, 4)) {
-            return None;
-        }
-        let status = Status { context: u32_at(head, 0), headers, runs };
+        let (context, _) = Status::decode_head(headers, head, body.len() as u64)?;
+        let status = Status { context, headers, runs };
         status.runs().all(|run| run.len > 0).then_some(status)
     }
 
     /// The runs, in their order.
     pub fn runs(&self) -> impl Iterator<Item = Run> + use<'a> {
         let headers = self.headers;
-        self.runs.chunks_exact(Run::size(headers)).map(move |run| match headers {
-            Headers::Simple | Headers::Structured => {
-                Run { len: u64::from(u32_at(run, 0)), flags: u64::from(u32_at(run, 4)) }
-            }
-            Headers::Extended => Run { len: u64_at(run, 0), flags: u64_at(run, 8) },
-        })
+        self.runs.chunks_exact(Run::size(headers)).map(move |run| Run::decode(headers, run))
     }
 }
 

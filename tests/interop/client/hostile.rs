@@ -3,12 +3,14 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use blockhaus::io::extents::{Extent, MOST_EXTENTS, State, extents};
 use blockhaus::io::{Errno, Op};
 use blockhaus::nbd::chunk::{Chunk, Failure, Hole, kind};
+use blockhaus::nbd::status::{Run, Status};
 use blockhaus::nbd::{Headers, Request as Asked, SimpleReply};
 
 use super::{open, spec};
@@ -16,8 +18,15 @@ use crate::played::{Disk, Request};
 use crate::server::folder;
 use crate::waiting::wait_at_most;
 
+const SIZE: u64 = 8 << 30;
 const LEN: u64 = 4096;
 const AT: u64 = 8192;
+
+/// What a server calls `base:allocation`.
+const CONTEXT: u32 = 0;
+
+/// More than other tests take meanwhile, and less than the servers here speak of.
+const TOO_MUCH: u64 = 256 << 20;
 
 /// What is said to one request; false ends the connection.
 type Behave = dyn Fn(&mut UnixStream, Headers, &Asked) -> bool + Send + Sync;
@@ -77,9 +86,13 @@ fn serve(mut stream: UnixStream, headers: Headers, behave: &Behave) -> Option<()
         }
         if option == 7 {
             let mut info = 0u16.to_be_bytes().to_vec();
-            info.extend((8u64 << 20).to_be_bytes());
+            info.extend(SIZE.to_be_bytes());
             info.extend(FLAGS.to_be_bytes());
             stream.write_all(&option_reply(7, 3, &info)).ok()?;
+        }
+        if option == 10 {
+            let context = [&CONTEXT.to_be_bytes()[..], b"base:allocation"].concat();
+            stream.write_all(&option_reply(10, 4, &context)).ok()?;
         }
         stream.write_all(&option_reply(option, 1, b"")).ok()?;
         if option == 7 {
@@ -135,17 +148,42 @@ fn resident() -> u64 {
     line.trim().split(' ').next().unwrap().parse::<u64>().unwrap() << 10
 }
 
+/// A chunk that tells runs of these lengths, holes and data by turns.
+fn status(
+    headers: Headers,
+    asked: &Asked,
+    context: u32,
+    lens: impl IntoIterator<Item = u64>,
+    last: bool,
+) -> Vec<u8> {
+    let runs: Vec<u8> = lens
+        .into_iter()
+        .zip([3, 0].into_iter().cycle())
+        .flat_map(|(len, flags)| Run { len, flags }.encode(headers)[..Run::size(headers)].to_vec())
+        .collect();
+    let count = runs.len() / Run::size(headers);
+    let head = Status::encode_head(headers, context, count);
+    let wide = headers == Headers::Extended;
+    let kind = if wide { kind::BLOCK_STATUS_EXT } else { kind::BLOCK_STATUS };
+    chunk(headers, asked, kind, last, &[&head[..Status::head_size(headers)], &runs].concat())
+}
+
 /// The result of a read whose slot has other bytes in it, from a server that says this to it.
 fn read_from(headers: Headers, behave: Arc<Behave>) -> (Result<(), Errno>, Vec<u8>) {
+    result_of(headers, behave, Request::new(Op::Read, AT, LEN))
+}
+
+/// The result of a request to a server that says this to reads and to what asks for extents.
+fn result_of(headers: Headers, behave: Arc<Behave>, request: Request) -> (Result<(), Errno>, Vec<u8>) {
     let home = folder();
     misbehave(home.path(), headers, behave);
     let stack = open(&spec(home.path(), "answer_s=1,dead_s=1")).unwrap();
     let mut disk = Disk::open(stack, 1, 4);
     let before = resident();
     let began = Instant::now();
-    let (result, data) = disk.call(Request::new(Op::Read, AT, LEN));
+    let (result, data) = disk.call(request);
     assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
-    assert!(resident() < before + (64 << 20), "it made us take memory");
+    assert!(resident() < before + TOO_MUCH, "it made us take memory");
     disk.close();
     (result, data)
 }
@@ -154,7 +192,7 @@ macro_rules! said {
     ($headers:ident, $asked:ident, $bytes:expr) => {
         Arc::new(|stream: &mut UnixStream, $headers: Headers, $asked: &Asked| {
             let _ = $headers;
-            if $asked.command != 0 {
+            if ![0, 7].contains(&$asked.command) {
                 return stream
                     .write_all(&match $headers {
                         Headers::Extended => chunk($headers, $asked, kind::NONE, true, b""),
@@ -237,6 +275,69 @@ fn no_lie_of_a_server_is_read_as_data() {
 }
 
 #[test]
+fn no_lie_about_what_takes_space_is_believed_and_the_truth_is_however_long_it_is() {
+    let lies: Vec<(&str, Arc<Behave>)> = vec![
+        ("nothing", said!(h, a, chunk(h, a, kind::NONE, true, b""))),
+        ("a simple reply", said!(_h, a, simple(a, 0))),
+        ("no runs", said!(h, a, status(h, a, CONTEXT, [], true))),
+        ("of another context", said!(h, a, status(h, a, CONTEXT + 1, [4096], true))),
+        ("a run of no bytes", said!(h, a, status(h, a, CONTEXT, [512, 0, 512], true))),
+        ("runs behind the range", said!(h, a, status(h, a, CONTEXT, [4096, 512], true))),
+        ("twice", said!(h, a, status(h, a, CONTEXT, [512], false).repeat(2))),
+        ("data", said!(h, a, data(h, a, AT, 4096, true))),
+        ("a part", said!(h, a, status(h, a, CONTEXT, [512; 8], true)[..60].to_vec())),
+        (
+            "without end",
+            said!(h, a, {
+                let wide = if h == Headers::Extended { kind::BLOCK_STATUS_EXT } else { kind::BLOCK_STATUS };
+                chunk_of_len(h, a, wide, true, &[0; 4096], u64::from(u32::MAX) - 3)
+            }),
+        ),
+    ];
+    let asks = |len| Request::new(Op::Extents, AT, len);
+    for headers in [Headers::Structured, Headers::Extended] {
+        std::thread::scope(|scope| {
+            for (what, lie) in &lies {
+                scope.spawn(move || {
+                    let (result, _) = result_of(headers, lie.clone(), asks(LEN));
+                    assert_eq!(result, Err(Errno::EIO), "{what}, {headers:?}");
+                });
+            }
+        });
+        // As many runs as a chunk may have, of which no answer has so many.
+        let nobodys = Asked { flags: 0, command: 7, cookie: 0, offset: AT, len: 1 << 30 };
+        let two = status(headers, &nobodys, CONTEXT, [512, 512], true);
+        let head = Chunk::size(headers) + Status::head_size(headers);
+        let runs = two[head..].repeat(1 << 19);
+        let long = Arc::new(move |stream: &mut UnixStream, h: Headers, a: &Asked| {
+            if a.command != 7 {
+                return false;
+            }
+            let body = [&Status::encode_head(h, CONTEXT, 1 << 20)[..Status::head_size(h)], &runs].concat();
+            let kind = if h == Headers::Extended { kind::BLOCK_STATUS_EXT } else { kind::BLOCK_STATUS };
+            stream.write_all(&chunk(h, a, kind, true, &body)).is_ok()
+        });
+        let (result, answer) = result_of(headers, long, asks(1 << 30));
+        assert_eq!(result, Ok(()));
+        let found: Vec<Extent> = extents(&answer, 1 << 30).collect();
+        let expected = [State::HOLE | State::ZERO, State::empty()].map(|state| Extent { len: 512, state });
+        assert_eq!((found.len(), &found[..2]), (MOST_EXTENTS, &expected[..]));
+        // The last may go on behind the range.
+        let beyond = said!(h, a, status(h, a, CONTEXT, [1024, 1 << 30], true));
+        let (result, answer) = result_of(headers, beyond, asks(LEN));
+        let lens: Vec<u64> = extents(&answer, u64::MAX).map(|extent| extent.len).collect();
+        assert_eq!((result, lens), (Ok(()), vec![1024, LEN - 1024]));
+        // What came before an error does not make it less of one.
+        let failing = said!(h, a, [status(h, a, CONTEXT, [512], false), failure(h, a)].concat());
+        assert_eq!(result_of(headers, failing, asks(LEN)).0, Err(Errno::ENOSPC));
+    }
+}
+
+fn failure(headers: Headers, asked: &Asked) -> Vec<u8> {
+    chunk(headers, asked, kind::ERROR, true, &Failure::encode(Errno::ENOSPC))
+}
+
+#[test]
 fn the_truth_is_read_in_whatever_order_it_comes() {
     for headers in [Headers::Structured, Headers::Extended] {
         let truth = said!(
@@ -307,6 +408,118 @@ fn a_server_that_is_ending_is_left_and_what_it_refused_asked_again() {
     disk.close();
 }
 
+/// A server that waits for so many requests, says all of this to them at once, and serves everything on the connections that
+/// come later.
+fn at_once(count: usize, say: impl Fn(&[Asked]) -> Vec<u8> + Send + Sync + 'static) -> Arc<Behave> {
+    let waiting = Mutex::new(Some(Vec::new()));
+    Arc::new(move |stream: &mut UnixStream, _: Headers, asked: &Asked| {
+        let mut waiting = waiting.lock().unwrap();
+        let Some(all) = &mut *waiting else {
+            let data = vec![0xcc; if asked.command == 0 { asked.len as usize } else { 0 }];
+            return stream.write_all(&[simple(asked, 0), data].concat()).is_ok();
+        };
+        all.push(*asked);
+        if all.len() < count {
+            return true;
+        }
+        let said = say(all);
+        *waiting = None;
+        stream.write_all(&said).is_ok()
+    })
+}
+
+fn find(asked: &[Asked], command: u16, offset: u64) -> &Asked {
+    asked.iter().find(|asked| asked.command == command && asked.offset == offset).expect("it was asked")
+}
+
+#[test]
+fn changes_that_a_server_refuses_together_when_it_ends_are_all_asked_again() {
+    let home = folder();
+    let ending =
+        at_once(3, |asked| [simple(find(asked, 1, 0), 108), simple(find(asked, 1, LEN), 108)].concat());
+    misbehave(home.path(), Headers::Simple, ending);
+    let mut disk = Disk::open(open(&spec(home.path(), "")).unwrap(), 1, 4);
+    // The read is between the two: it must not keep the second from its turn.
+    disk.ask(0, Request::write(0, vec![1; LEN as usize]));
+    disk.ask(0, Request::new(Op::Read, AT, LEN));
+    disk.ask(0, Request::write(LEN, vec![2; LEN as usize]));
+    for _ in 0..3 {
+        assert_eq!(disk.wait().result, Ok(()));
+    }
+    disk.close();
+}
+
+#[test]
+fn what_a_server_acknowledges_when_it_ends_may_be_lost_with_it() {
+    let home = folder();
+    let ending = at_once(2, |asked| [simple(find(asked, 0, AT), 108), simple(find(asked, 1, 0), 0)].concat());
+    misbehave(home.path(), Headers::Simple, ending);
+    let stack = open(&spec(home.path(), "replay=0,dead_s=1")).unwrap();
+    let mut disk = Disk::open(stack, 1, 4);
+    let write = disk.ask(0, Request::write(0, vec![1; LEN as usize]));
+    let read = disk.ask(0, Request::new(Op::Read, AT, LEN));
+    let mut ended = [disk.wait(), disk.wait()].map(|ended| (ended.number, ended.result));
+    ended.sort_unstable_by_key(|ended| ended.0);
+    // Without a journal nobody can write it again, and to read on would show what was there before.
+    assert_eq!(ended, [(write, Ok(())), (read, Err(Errno::EIO))]);
+    assert_eq!(disk.call(Request::new(Op::Read, 0, LEN)).0, Err(Errno::EIO));
+}
+
+/// A server may take its time over each byte of a range, and says nothing before it is through.
+#[test]
+fn no_server_is_asked_to_change_so_much_at_once_that_it_is_taken_for_one_that_hangs() {
+    for headers in [Headers::Simple, Headers::Structured, Headers::Extended] {
+        let home = folder();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = asked.clone();
+        let behave = move |stream: &mut UnixStream, headers: Headers, asked: &Asked| {
+            noted.lock().unwrap().push((asked.command, asked.offset, asked.len));
+            let reply = match headers {
+                Headers::Extended => chunk(headers, asked, kind::NONE, true, b""),
+                _ => simple(asked, 0),
+            };
+            stream.write_all(&reply).is_ok()
+        };
+        misbehave(home.path(), headers, Arc::new(behave));
+        let mut disk = Disk::open(open(&spec(home.path(), "")).unwrap(), 1, 4);
+        for (op, command) in [(Op::Discard, 4), (Op::WriteZeroes, 6)] {
+            assert_eq!(disk.call(Request::new(op, AT, SIZE - AT)).0, Ok(()));
+            let mut next = AT;
+            for (number, offset, len) in asked.lock().unwrap().drain(..) {
+                assert_eq!((number, offset), (command, next));
+                assert!(len <= 256 << 20, "{op:?} of {len} bytes");
+                next += len;
+            }
+            assert_eq!(next, SIZE);
+        }
+        disk.close();
+    }
+}
+
+/// Two connections on which nothing is said, and a third on which the reply comes, though late.
+#[test]
+fn a_request_that_was_asked_again_has_the_time_that_a_new_one_has() {
+    let home = folder();
+    let count = AtomicU32::new(0);
+    let behave = move |stream: &mut UnixStream, _: Headers, asked: &Asked| {
+        let reply = [simple(asked, 0), vec![0xcc; 4096]].concat();
+        if count.fetch_add(1, Ordering::SeqCst) < 2 {
+            return true;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        let half = stream.write_all(&reply[..2000]).is_ok();
+        std::thread::sleep(Duration::from_millis(1100));
+        half && stream.write_all(&reply[2000..]).is_ok()
+    };
+    misbehave(home.path(), Headers::Simple, Arc::new(behave));
+    let mut disk = Disk::open(open(&spec(home.path(), "answer_s=2,dead_s=4")).unwrap(), 1, 4);
+    let began = Instant::now();
+    let (result, data) = disk.call(Request::new(Op::Read, AT, LEN));
+    assert!(result == Ok(()) && data == vec![0xcc; 4096], "{result:?}");
+    assert!(began.elapsed() > Duration::from_secs(6), "{:?}", began.elapsed());
+    disk.close();
+}
+
 /// A server that says these bytes at once, and no more.
 fn opened(said: Vec<u8>, stays: bool) -> String {
     let home = folder();
@@ -319,7 +532,7 @@ fn opened(said: Vec<u8>, stays: bool) -> String {
     });
     let before = resident();
     let said = open(&spec(home.path(), "")).err().expect("it is no server").to_string();
-    assert!(resident() < before + (32 << 20));
+    assert!(resident() < before + TOO_MUCH);
     server.join().unwrap();
     said
 }
@@ -327,7 +540,7 @@ fn opened(said: Vec<u8>, stays: bool) -> String {
 #[test]
 fn no_handshake_of_a_server_is_more_than_an_error() {
     let greeting = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
-    let ack = option_reply(11, 1, b"");
+    let ack = [option_reply(11, 1, b""), option_reply(10, 1, b"")].concat();
     let then = |more: Vec<u8>| [greeting.clone(), ack.clone(), more].concat();
     let mut endless = option_reply(7, 3, b"");
     endless[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
@@ -356,4 +569,26 @@ fn a_server_that_says_nothing_is_waited_for_no_longer_than_a_handshake_may_take(
     let began = Instant::now();
     let text = opened(b"NBDMAGIC".to_vec(), true);
     assert!(text.contains("shake hands") && began.elapsed() < Duration::from_secs(15), "{text}");
+}
+
+#[test]
+fn tls_does_not_give_a_server_more_time_for_its_handshake() {
+    let home = folder();
+    let listener = UnixListener::bind(home.path().join("s")).unwrap();
+    let server = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        std::thread::sleep(Duration::from_secs(6));
+        stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
+        stream.write_all(&option_reply(5, 1, b"")).unwrap();
+        stream.read_to_end(&mut Vec::new())
+    });
+    let uri = format!("nbds+unix:///?socket={}&tls-hostname=localhost", home.path().join("s").display());
+    let began = Instant::now();
+    let said = open(&uri).err().expect("it says nothing").to_string();
+    assert!(
+        said.contains("too long") && began.elapsed() < Duration::from_secs(13),
+        "{:?} {said}",
+        began.elapsed()
+    );
+    let _ = server.join().unwrap();
 }

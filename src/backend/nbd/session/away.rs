@@ -140,7 +140,7 @@ impl Session {
         }
         let link = |Connected { socket, told }| {
             let most = self.promise.longest_payload(&told);
-            Link::new(socket, told.headers, most, now)
+            Link::new(socket, &told, most, now)
         };
         self.links = connected.into_iter().map(link).collect();
         if is_again && (self.journal.is_clean() || planted!(ReplayLeftOut)) {

@@ -3,15 +3,19 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::io::extents::{MOST_EXTENTS, State as Allocation};
 use crate::nbd::wire::chunk::DONE;
+use crate::nbd::wire::status::{self, Run};
 
 const DISK: u64 = 1 << 40;
+const CONTEXT: u32 = 5;
 
 /// What a connection was told: what each request has, how it ended, and what each byte of a read was told as.
 #[derive(Debug, Default, PartialEq)]
 struct Told {
     ended: Vec<(u16, Result<(), i32>)>,
     bytes: Vec<Vec<Option<u8>>>,
+    extents: Vec<(u16, Vec<Extent>)>,
     broken: bool,
 }
 
@@ -44,7 +48,7 @@ fn driven(replies: &mut Replies, reads: &[u32], stream: &[u8], pieces: &[usize])
                     buffer.drain(..used);
                     match event {
                         Event::Incomplete => {
-                            assert!(used == 0 && buffer.len() < LONGEST_HEAD);
+                            assert!(buffer.len() < LONGEST_HEAD);
                             break;
                         }
                         Event::Data { index, at, len } => taking = (index, at, len),
@@ -54,6 +58,7 @@ fn driven(replies: &mut Replies, reads: &[u32], stream: &[u8], pieces: &[usize])
                                 assert_eq!(byte.replace(0), None, "a byte was told twice");
                             }
                         }
+                        Event::Extents { index } => told.extents.push((index, replies.extents().to_vec())),
                         Event::Failing => {}
                         Event::Ended { index, result } => {
                             told.ended.push((index, result.map_err(Errno::number)));
@@ -68,18 +73,40 @@ fn driven(replies: &mut Replies, reads: &[u32], stream: &[u8], pieces: &[usize])
 
 /// Reads of these lengths, one behind the other on the disk; yields their cookies.
 fn asking(headers: Headers, reads: &[u32]) -> (Replies, Vec<Request>) {
-    let mut replies = Replies::new(headers);
+    let mut replies = Replies::new(headers, Some(CONTEXT));
     let (mut offset, mut requests) = (DISK, Vec::new());
     for &len in reads {
         let mut head = Vec::new();
         replies.ask(Op::Read, Flags::empty(), offset, len.into(), &mut head).unwrap();
-        requests.push(match headers {
-            Headers::Extended => Request::decode_extended(head[..].try_into().unwrap()).unwrap(),
-            _ => Request::decode(head[..].try_into().unwrap()).unwrap(),
-        });
+        requests.push(decoded(headers, &head));
         offset += u64::from(len);
     }
     (replies, requests)
+}
+
+fn decoded(headers: Headers, head: &[u8]) -> Request {
+    match headers {
+        Headers::Extended => Request::decode_extended(head.try_into().unwrap()).unwrap(),
+        _ => Request::decode(head.try_into().unwrap()).unwrap(),
+    }
+}
+
+/// A question for what takes space.
+fn asking_for_extents(headers: Headers, len: u64) -> (Replies, Request) {
+    let (mut replies, mut head) = (Replies::new(headers, Some(CONTEXT)), Vec::new());
+    replies.ask(Op::Extents, Flags::empty(), DISK, len, &mut head).unwrap();
+    (replies, decoded(headers, &head))
+}
+
+fn status_body(headers: Headers, context: u32, runs: &[Run]) -> Vec<u8> {
+    let mut body = Status::encode_head(headers, context, runs.len())[..Status::head_size(headers)].to_vec();
+    runs.iter().for_each(|run| body.extend(&run.encode(headers)[..Run::size(headers)]));
+    body
+}
+
+fn status(headers: Headers, request: &Request, runs: &[Run], last: bool) -> Vec<u8> {
+    let kind = if headers == Headers::Extended { kind::BLOCK_STATUS_EXT } else { kind::BLOCK_STATUS };
+    chunk(headers, request, kind, last, &status_body(headers, CONTEXT, runs))
 }
 
 fn chunk(headers: Headers, request: &Request, kind: u16, last: bool, body: &[u8]) -> Vec<u8> {
@@ -234,12 +261,123 @@ proptest! {
         len in prop_oneof![0u64..40, any::<u64>()],
     ) {
         let headers = if extended { Headers::Extended } else { Headers::Structured };
-        let (mut replies, requests) = asking(headers, &[1000]);
-        let head = Chunk { flags, kind, cookie: requests[0].cookie, offset: requests[0].offset, len };
-        let mut stream = head.encode(headers)[..Chunk::size(headers)].to_vec();
-        stream.append(&mut bytes);
-        driven(&mut replies, &[1000], &stream, &[7, 100]);
+        let (reading, requests) = asking(headers, &[1000]);
+        let (asking, request) = asking_for_extents(headers, 1000);
+        for (mut replies, request) in [(reading, requests[0]), (asking, request)] {
+            let head = Chunk { flags, kind, cookie: request.cookie, offset: request.offset, len };
+            let mut stream = head.encode(headers)[..Chunk::size(headers)].to_vec();
+            stream.append(&mut bytes);
+            driven(&mut replies, &[1000], &stream, &[7, 100]);
+        }
     }
+
+    /// However many runs there are and however they arrive, and though the last goes on behind the range.
+    #[test]
+    fn what_takes_space_is_what_is_told(
+        headers in any_headers(),
+        runs in prop::collection::vec((1u64..9999, 0u64..4), 1..3000),
+        end_apart: bool,
+        pieces in prop::collection::vec(1usize..4000, 0..40),
+    ) {
+        let runs: Vec<Run> = runs.iter().map(|&(len, flags)| Run { len, flags }).collect();
+        let len = runs.iter().map(|run| run.len).sum::<u64>() - runs[runs.len() - 1].len + 1;
+        let (mut replies, request) = asking_for_extents(headers, len);
+        let mut stream = status(headers, &request, &runs, !end_apart);
+        if end_apart {
+            stream.extend(chunk(headers, &request, kind::NONE, true, &[]));
+        }
+        let told = driven(&mut replies, &[0], &stream, &pieces);
+        prop_assert_eq!((told.broken, &told.ended[..]), (false, &[(0, Ok(()))][..]));
+        let [(0, extents)] = &told.extents[..] else { panic!("{:?}", told.extents) };
+        let mut at = 0;
+        for extent in extents {
+            let end = at + extent.len;
+            prop_assert!(extent.len > 0 && end <= len);
+            let mut start = 0;
+            for run in &runs {
+                let run_end = start + run.len;
+                let touches = start < end && at < run_end;
+                prop_assert!(!touches || run.flags == u64::from(extent.state.bits()));
+                start = run_end;
+            }
+            at = end;
+        }
+        prop_assert!(at == len || extents.len() == MOST_EXTENTS);
+    }
+}
+
+#[test]
+fn a_status_that_is_none_ends_the_connection() {
+    use Headers::{Extended, Structured};
+    let run = |len| Run { len, flags: status::HOLE };
+    for headers in [Structured, Extended] {
+        let wide = headers == Extended;
+        let kind = if wide { kind::BLOCK_STATUS_EXT } else { kind::BLOCK_STATUS };
+        let other_kind = if wide { kind::BLOCK_STATUS } else { kind::BLOCK_STATUS_EXT };
+        let body = |runs: &[Run]| status_body(headers, CONTEXT, runs);
+        let mut short = body(&[run(512), run(512)]);
+        short.pop();
+        let mut miscounted = body(&[run(512), run(512)]);
+        miscounted[7] = if wide { 1 } else { miscounted[7] };
+        for (number, (kind, body)) in [
+            (kind, body(&[])),
+            (kind, vec![]),
+            (kind, short),
+            (kind, body(&[run(512), run(0)])),
+            (kind, body(&[run(1024), run(1)])),
+            (kind, body(&[run(512), run(512), run(512)])),
+            (kind, status_body(headers, CONTEXT + 1, &[run(512)])),
+            (other_kind, body(&[run(512)])),
+            (kind, if wide { miscounted } else { body(&[run(512), run(0)]) }),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let (mut replies, request) = asking_for_extents(headers, 1024);
+            let stream = chunk(headers, &request, kind, true, &body);
+            let broken = replies.next(&stream).expect_err("it is none");
+            assert_eq!(broken.index, Some(0), "{number} {headers:?}");
+        }
+        // More runs than there may be, none of which is waited for.
+        let (mut replies, request) = asking_for_extents(headers, 1024);
+        let mut head = chunk(headers, &request, kind, true, &body(&[run(512)]));
+        let len = (Status::head_size(headers) + ((1 << 20) + 1) * Run::size(headers)) as u64;
+        let at = Chunk::size(headers);
+        head[at - 4..at].copy_from_slice(&(len as u32).to_be_bytes());
+        assert!(replies.next(&head).is_err());
+        // Twice; to a read; the data of a read to it.
+        let (mut replies, request) = asking_for_extents(headers, 1024);
+        let once = status(headers, &request, &[run(512)], false);
+        assert_eq!(replies.next(&once).unwrap().1, Event::Extents { index: 0 });
+        assert!(replies.next(&once).is_err());
+        let (mut replies, requests) = asking(headers, &[100]);
+        assert!(replies.next(&status(headers, &requests[0], &[run(50)], true)).is_err());
+        let (mut replies, request) = asking_for_extents(headers, 1024);
+        assert!(replies.next(&data(headers, &request, 0, 100, true)).is_err());
+    }
+}
+
+#[test]
+fn who_says_nothing_of_what_takes_space_has_not_answered() {
+    for headers in [Headers::Structured, Headers::Extended] {
+        let (mut replies, request) = asking_for_extents(headers, 1024);
+        let told = driven(&mut replies, &[0], &chunk(headers, &request, kind::NONE, true, &[]), &[]);
+        assert_eq!((&told.ended[..], told.extents.len()), (&[(0, Err(5))][..], 0));
+        let (mut replies, request) = asking_for_extents(headers, 1024);
+        let told = driven(&mut replies, &[0], &failure(headers, &request, true), &[]);
+        assert_eq!(told.ended, [(0, Err(28))]);
+        // What came before an error does not count.
+        let (mut replies, request) = asking_for_extents(headers, 1024);
+        let runs = [Run { len: 512, flags: status::ZERO }];
+        let mut stream = status(headers, &request, &runs, false);
+        stream.extend(failure(headers, &request, true));
+        let told = driven(&mut replies, &[0], &stream, &[]);
+        let extent = Extent { len: 512, state: Allocation::ZERO };
+        assert_eq!((told.ended, told.extents), (vec![(0, Err(28))], vec![(0, vec![extent])]));
+    }
+    let (mut replies, request) = asking_for_extents(Headers::Structured, 1024);
+    let reply = SimpleReply { error: 0, cookie: request.cookie }.encode();
+    assert_eq!(driven(&mut replies, &[0], &reply, &[]).ended, [(0, Err(5))]);
 }
 
 #[test]
@@ -328,7 +466,7 @@ fn errors_end_what_they_are_about() {
 
 #[test]
 fn a_number_is_not_given_out_twice_and_there_is_an_end_of_them() {
-    let mut replies = Replies::new(Headers::Simple);
+    let mut replies = Replies::new(Headers::Simple, None);
     let mut heads = Vec::new();
     let mut ask = |replies: &mut Replies| replies.ask(Op::Flush, Flags::empty(), 0, 0, &mut heads);
     for index in 0..MOST_ASKED as u16 {
@@ -354,14 +492,13 @@ fn requests_say_what_the_protocol_has_for_them() {
         (Op::WriteZeroes, Flags::NO_UNMAP, true, 6, 2),
         (Op::WriteZeroes, Flags::FUA, false, 6, 1),
         (Op::WriteZeroes, Flags::FAST_ZERO, true, 6, 1 << 4),
+        (Op::Extents, Flags::empty(), true, 7, 0),
+        (Op::Extents, Flags::FIRST_EXTENT, false, 7, 1 << 3),
     ] {
-        let mut replies = Replies::new(if extended { Headers::Extended } else { Headers::Simple });
+        let mut replies = Replies::new(if extended { Headers::Extended } else { Headers::Simple }, Some(1));
         let mut head = Vec::new();
         replies.ask(op, flags, 512, 1024, &mut head).unwrap();
-        let request = match extended {
-            true => Request::decode_extended(head[..].try_into().unwrap()).unwrap(),
-            false => Request::decode(head[..].try_into().unwrap()).unwrap(),
-        };
+        let request = decoded(if extended { Headers::Extended } else { Headers::Simple }, &head);
         assert_eq!((request.command, request.flags), (command, bits), "{op:?}");
         assert_eq!((request.offset, request.len), (512, 1024));
     }
