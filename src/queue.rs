@@ -233,6 +233,7 @@ impl<B: Backend> Stack for B {
             stopping: false,
             alone: false,
             left: TURN_LEN,
+            begun: 0,
         };
         let result = turns.run();
         turns.drain();
@@ -269,6 +270,8 @@ struct Turns<'a, F, A, T> {
     alone: bool,
     /// Bytes that this turn can still begin; none where it is full, and the next one goes on with it.
     left: u64,
+    /// Requests that this turn has begun.
+    begun: u32,
 }
 
 impl<F, A, T> Turns<'_, F, A, T>
@@ -303,6 +306,7 @@ where
                 self.begin_all()?;
             }
             self.meter.end_turn();
+            self.ring.found(std::mem::take(&mut self.begun));
         }
         Ok(())
     }
@@ -419,6 +423,7 @@ where
     /// once, or start what serves it. It came in this turn, unless `since` says when.
     #[inline(always)]
     fn begin(&mut self, io: Io, alone: bool, since: Option<Came>) -> Result<()> {
+        self.begun += 1;
         if self.slots.chained != 0 {
             // The slot's next request says that its last one was completed.
             let _ = self.end_of_chain(io.slot.into());

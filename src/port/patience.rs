@@ -56,10 +56,10 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// A turn of this thread found so many completions.
+    /// A turn of this thread found so many requests.
     #[inline]
-    pub(super) fn turn(&self, found: usize) {
-        self.found.set(self.found.get().saturating_add(found as u32));
+    pub(super) fn turn(&self, found: u32) {
+        self.found.set(self.found.get().saturating_add(found));
         self.left.set(self.left.get() - 1);
         if self.left.get() == 0 {
             self.decide(thread::give_way);

@@ -346,15 +346,20 @@ impl Ring {
         self.0.driver.borrow_mut().submit_and_wait(0)
     }
 
+    /// A turn of the loop found so many requests.
+    #[inline]
+    pub(crate) fn found(&self, requests: u32) {
+        if let Some(patience) = self.0.patience.get() {
+            patience.turn(requests);
+        }
+    }
+
     /// Moves the completions that are there into `into`, which was emptied; never more than its
     /// capacity, so that it does not grow.
     #[inline]
     pub fn completions(&self, into: &mut Vec<Completion>) {
         into.clear();
         self.0.driver.borrow_mut().reap(into);
-        if let Some(patience) = self.0.patience.get() {
-            patience.turn(into.len());
-        }
         if self.0.transfers.in_flight() != 0 {
             for completion in into.iter() {
                 if let Token::Front(number) = completion.token() {

@@ -284,7 +284,8 @@ fn by_its_leash_a_connection_ends_at_once_whatever_the_peer_does() {
         let held = Arc::new(());
         let deadline = Deadline::after(Duration::from_secs(10));
         let (inside, leash) = server(theirs, &config, deadline, held.clone()).unwrap();
-        let peer = client(ours, &ClientConfig::read(Some(folder.path())).unwrap(), "localhost", soon()).unwrap();
+        let peer =
+            client(ours, &ClientConfig::read(Some(folder.path())).unwrap(), "localhost", soon()).unwrap();
         let (mut peer, mut inside) = (patient(peer), patient(inside));
         met(&mut peer, &mut inside);
         inside.set_write_timeout(Some(Duration::from_millis(300))).unwrap();

@@ -265,7 +265,8 @@ impl<'a> Front<'a> {
                 buffer.make_room();
                 connection.receiving = Busy::Buffer;
                 let most = connection.appetite;
-                ring.receive(Self::receive_number(index), &connection.socket, buffer, most).map_err(failed)?;
+                ring.receive(Self::receive_number(index), &connection.socket, buffer, most)
+                    .map_err(failed)?;
             }
         }
         if connection.is_over() {

@@ -49,7 +49,8 @@ impl Seat {
         let context = QueueContext { ring: &ring, index: self.queue, depth: slots, max_io_size: SLOT_SIZE };
         let capabilities = self.stack.capabilities();
         let mut front = Front::new(&self.desk, &buffers, self.rules, capabilities, self.sizes);
-        seated(QueueThread::current(self.queue, Scheduling::Ordinary, &ring, registered));
+        let scheduling = ring.schedule(Scheduling::Adaptive);
+        seated(QueueThread::current(self.queue, scheduling, &ring, registered));
         self.stack.serve(&context, &buffers, &mut front, &self.metrics)
     }
 }
