@@ -270,8 +270,8 @@ struct Turns<'a, F, A, T> {
     alone: bool,
     /// Bytes that this turn can still begin; none where it is full, and the next one goes on with it.
     left: u64,
-    /// Requests that this turn has begun.
-    begun: u32,
+    /// Bytes that this turn has begun to move, a request counted as a block at least.
+    begun: u64,
 }
 
 impl<F, A, T> Turns<'_, F, A, T>
@@ -423,7 +423,7 @@ where
     /// once, or start what serves it. It came in this turn, unless `since` says when.
     #[inline(always)]
     fn begin(&mut self, io: Io, alone: bool, since: Option<Came>) -> Result<()> {
-        self.begun += 1;
+        self.begun += io.len.max(LEAST_LEN);
         if self.slots.chained != 0 {
             // The slot's next request says that its last one was completed.
             let _ = self.end_of_chain(io.slot.into());

@@ -346,11 +346,11 @@ impl Ring {
         self.0.driver.borrow_mut().submit_and_wait(0)
     }
 
-    /// A turn of the loop found so many requests.
+    /// A turn of the loop found so much to do, in bytes.
     #[inline]
-    pub(crate) fn found(&self, requests: u32) {
+    pub(crate) fn found(&self, bytes: u64) {
         if let Some(patience) = self.0.patience.get() {
-            patience.turn(requests);
+            patience.turn(bytes);
         }
     }
 
