@@ -57,12 +57,18 @@ pub fn main(kernel: &str, column: &str, only: &[&'static Device], out: Option<&P
     text.lines().for_each(say::line);
     if let Some(folder) = out {
         let about = About::this_run("1 virtual CPU that counts", &counted.results)?;
-        let backing = plan.devices.first().map_or("none", |device| device.backing());
-        let file = folder.join(format!("map-{backing}-{column}.md"));
+        let file = folder.join(format!("map-{}-{column}.md", subject(&plan.devices)));
         paths::write_whole(&file, table::page(column, &about, &text).as_bytes())?;
         say::step(format!("wrote {}", file.display()));
     }
     Ok(())
+}
+
+/// What is behind the devices, and that it is by NBD where all of them are.
+fn subject(devices: &[&Device]) -> String {
+    let backing = devices.first().map_or("none", |device| device.backing());
+    let is_nbd = |device: &&Device| device.name.split('-').any(|word| word == "nbd");
+    format!("{backing}{}", if devices.iter().all(is_nbd) { "-nbd" } else { "" })
 }
 
 /// Runs the loads in a machine whose QEMU counts.
@@ -130,4 +136,22 @@ fn compile(source: &str, to: &Path, flags: &[&str]) -> Result<()> {
     paths::write_whole(&file, source.as_bytes())?;
     run::quiet(Command::new("cc").args(flags).arg("-o").arg(to).arg(&file))
         .context("cannot build the plug-in")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::device::named;
+    use super::*;
+
+    #[test]
+    fn maps_of_different_things_are_different_files() {
+        let subject = |names: &[&str]| {
+            let devices: Vec<_> = names.iter().map(|name| named(name).unwrap()).collect();
+            subject(&devices)
+        };
+        assert_eq!(subject(&["loop-file", "blockhaus-file"]), "file");
+        assert_eq!(subject(&["nbd-nbdkit-file", "blockhaus-file-nbd"]), "file-nbd");
+        assert_eq!(subject(&["nbd-nbdkit-memory", "blockhaus-memory-nbd"]), "memory-nbd");
+        assert_eq!(subject(&["null-blk", "nbd-nbdkit-memory"]), "null");
+    }
 }
