@@ -7,6 +7,7 @@
 mod boots;
 mod cargo;
 mod checks;
+mod export_boot;
 mod full;
 mod fuzz;
 mod guest;
@@ -26,6 +27,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::vm::recipe::DEFAULT_KERNEL;
 use crate::{host, say};
 use full::Results;
 use guest::Guest;
@@ -131,7 +133,10 @@ fn in_machines(args: &Args, plan: &Plan, preparation: Preparation) -> Vec<SuiteR
             results: results.map(Mutex::new),
         };
         let work = plan.kernels.iter().map(|kernel| machines.work(kernel, args.filter.as_deref()));
-        let suites = machines.run(work.collect::<Result<_>>()?, &images.broken);
+        let mut suites = machines.run(work.collect::<Result<_>>()?, &images.broken);
+        if boots_from_export(args, plan) {
+            suites.push(timed(export_boot::SUITE, || Ok(export_boot::run(&guest))));
+        }
         if let Some(results) = machines.results {
             let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
             say::line(format!("the report is {}", cargo::shown(&results.report()?)));
@@ -152,6 +157,12 @@ fn in_machines(args: &Args, plan: &Plan, preparation: Preparation) -> Vec<SuiteR
     rows
 }
 
+/// Whether a machine is to boot from an export: one kernel is enough, since it does not know.
+fn boots_from_export(args: &Args, plan: &Plan) -> bool {
+    let wanted = args.filter.as_ref().is_none_or(|filter| export_boot::NAME.contains(filter));
+    plan.has_kernel(DEFAULT_KERNEL) && wanted
+}
+
 fn list(args: &Args, plan: &Plan) -> Result<()> {
     for (name, about) in plan::HOST.iter().filter(|(name, _)| plan.host.contains(name)) {
         say::line(format!("{name:10} {about}"));
@@ -166,6 +177,9 @@ fn list(args: &Args, plan: &Plan) -> Result<()> {
         for test in tests.iter().filter(wanted) {
             say::line(format!("{:10} {test}", plan::suite(kernel)));
         }
+    }
+    if boots_from_export(args, plan) {
+        say::line(format!("{:10} {}", export_boot::SUITE, export_boot::NAME));
     }
     Ok(())
 }

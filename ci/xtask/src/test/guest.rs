@@ -60,6 +60,12 @@ impl Guest {
         })
     }
 
+    /// A program of the payload.
+    pub fn program(&self, name: &str) -> Result<&Path> {
+        let program = self.payload.iter().find(|file| file.name == name);
+        program.map(|file| file.path.as_path()).with_context(|| format!("machines get no {name}"))
+    }
+
     /// The tests for a kernel: the list is vmtest's own, which runs here as well.
     pub fn list(&self, kernel: &str, full: bool) -> Result<Vec<String>> {
         let mut vmtest = Command::new(&self.vmtest);

@@ -31,6 +31,11 @@ impl Plan {
         Self::among(&recipe::kernel_names()?, only, filtered)
     }
 
+    /// Whether anything is to be run on this kernel.
+    pub fn has_kernel(&self, name: &str) -> bool {
+        self.kernels.iter().any(|kernel| kernel == name)
+    }
+
     fn among(kernels: &[String], only: &[String], filtered: bool) -> Result<Self> {
         let wanted = |name: &str| only.is_empty() || only.iter().any(|only| only == name);
         let known = |name: &String| {

@@ -35,6 +35,9 @@ pub struct Args {
     /// A file or folder for the guest, where it is /payload/NAME (may be repeated)
     #[arg(long, value_name = "PATH[:NAME]")]
     payload: Vec<Payload>,
+    /// The root file system: a raw image or an NBD export with one (nbd+unix:///NAME?socket=PATH), which keeps what is written
+    #[arg(long, value_name = "FILE|URI")]
+    root: Option<String>,
     /// A raw disk image that keeps what is written; /dev/drive0 and so on (may be repeated)
     #[arg(long, value_name = "FILE")]
     drive: Vec<PathBuf>,
@@ -74,6 +77,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         parallel: args.parallel,
         plugin: None,
         payload: args.payload.clone(),
+        root: args.root.clone(),
         drives: args.drive.clone(),
         timeout: limit.or_else(|| script.is_some().then_some(DEFAULT_TIMEOUT)),
     };

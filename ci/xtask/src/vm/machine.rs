@@ -46,6 +46,9 @@ pub struct Machine {
     pub plugin: Option<String>,
     /// Files that the guest finds in `/payload`.
     pub payload: Vec<Payload>,
+    /// What the guest has its root file system on, as QEMU names a file or a server's export; what it writes there stays. The
+    /// usual image otherwise, of which nothing is changed.
+    pub root: Option<String>,
     /// Raw disk images that the guest may change; they are `/dev/drive0` and so on.
     pub drives: Vec<PathBuf>,
     /// When to give up on the command; `None` waits for ever. Booting is apart.
@@ -62,6 +65,7 @@ impl Default for Machine {
             parallel: false,
             plugin: None,
             payload: Vec::new(),
+            root: None,
             drives: Vec::new(),
             timeout: Some(DEFAULT_TIMEOUT),
         }
@@ -170,7 +174,10 @@ impl Machine {
         let order = Order { script, settings: self.settings(&kernel, script.is_none()) };
         fs::write(&initrd, initrd::build(&kernel, &order)?).context("cannot write the initrd")?;
 
-        let mut images = vec![("root", rootfs::ensure(false)?), ("modules", kernel.modules_image())];
+        let mut images = vec![("modules", kernel.modules_image())];
+        if self.root.is_none() {
+            images.push(("root", rootfs::ensure(false)?));
+        }
         if !self.payload.is_empty() {
             images.push(("payload", payload::image(&self.payload, scratch.path())?));
         }
@@ -182,6 +189,7 @@ impl Machine {
             vmlinuz: kernel.vmlinuz(),
             initrd: &initrd,
             images,
+            root: self.root.as_deref(),
             drives: &self.drives,
             terminal: if script.is_some() { Terminal::Output } else { Terminal::Interactive },
             console: &console,

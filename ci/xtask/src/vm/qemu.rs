@@ -46,6 +46,8 @@ pub struct Setup<'a> {
     pub initrd: &'a Path,
     /// Images whose changes are thrown away, with their names in the guest.
     pub images: Vec<(&'static str, PathBuf)>,
+    /// What the root file system is on, where that is none of the images: what is written stays.
+    pub root: Option<&'a str>,
     /// Raw disks that keep what is written.
     pub drives: &'a [PathBuf],
     /// See [`Terminal`].
@@ -90,6 +92,10 @@ impl Setup<'_> {
             let drive = format!("if=none,id={name},format=raw,snapshot=on,file={file}");
             qemu.args(["-drive", &drive]);
             qemu.args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);
+        }
+        if let Some(file) = self.root {
+            let drive = format!("if=none,id=root,format=raw,discard=unmap,file={}", option(Path::new(file)));
+            qemu.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=root,serial=root"]);
         }
         for (at, path) in self.drives.iter().enumerate() {
             let (file, cache) = (option(path), cache_mode(path));
@@ -165,7 +171,8 @@ mod tests {
             cpus: 4,
             vmlinuz: "/k".into(),
             initrd: Path::new("/i"),
-            images: vec![("root", "/r".into())],
+            images: vec![("modules", "/m".into())],
+            root: Some("nbd+unix:///root?socket=/s,"),
             drives: &drives,
             terminal: Terminal::Output,
             console: Path::new("/c"),
@@ -176,7 +183,9 @@ mod tests {
         let line = words.join(" ");
         assert!(line.contains("-icount shift=0,sleep=off"), "{line}");
         assert!(line.contains("-smp 1"), "counting takes one CPU: {line}");
-        assert!(line.contains("snapshot=on,file=/r"), "{line}");
+        assert!(line.contains("snapshot=on,file=/m"), "{line}");
+        let root = "id=root,format=raw,discard=unmap,file=nbd+unix:///root?socket=/s,, -device virtio-blk-pci,drive=root";
+        assert!(line.contains(root), "{line}");
         assert!(line.contains("cache=writeback,discard=unmap,file=/no,,where"), "{line}");
     }
 }
