@@ -21,16 +21,23 @@ pub struct About {
     pub versions: Vec<(String, String)>,
 }
 
+/// What was built and measured: the commit, and `-dirty` where anything has changed since but the pages, to which each run
+/// of several adds its own.
+fn commit() -> Result<String> {
+    let git = |words: &[&str]| run::output(run::command("git").args(words).current_dir(paths::workspace()));
+    let commit = git(&["describe", "--always", "--exclude=*"])?;
+    let changed = git(&["status", "--porcelain", "--", ".", ":(exclude)docs"])?;
+    Ok(format!("{}{}", commit.trim(), if changed.trim().is_empty() { "" } else { "-dirty" }))
+}
+
 impl About {
     /// Of the run that has just ended in `machine`.
     pub fn this_run(machine: &str, results: &Results) -> Result<Self> {
         let mut versions = results.versions.clone();
-        let mut git = run::command("git");
-        git.args(["describe", "--always", "--dirty", "--exclude=*"]).current_dir(paths::workspace());
-        if let Ok(commit) = run::output(&mut git)
+        if let Ok(commit) = commit()
             && let Some((_, version)) = versions.iter_mut().find(|(name, _)| name == "blockhaus")
         {
-            *version += &format!(" ({})", commit.trim());
+            *version += &format!(" ({commit})");
         }
         let words: Vec<String> = std::env::args().skip(1).collect();
         Ok(Self {
