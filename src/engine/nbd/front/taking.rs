@@ -8,6 +8,9 @@ use crate::io::extents::{self, Extent};
 /// much that a copy costs more than a receive of its own.
 const IN_PLACE: usize = 32 << 10;
 
+/// Replies that wait to be sent, long ones or such that had no room, before no more requests are taken.
+const MOST_LATE: usize = 4;
+
 /// Longest range that is discarded or written with zeros as one piece, and what all pieces but the first
 /// begin at a multiple of: a disk may take its time over a request of 4 GiB, and others wait for it.
 const RANGE: u64 = 256 << 20;
@@ -24,6 +27,12 @@ impl Front<'_> {
         }
         if let Some(wanted) = connection.parked.take() {
             return self.begin(index, wanted);
+        }
+        // Who has replies to take gives no more to do: their slots would be others' and, where the disk is faster than
+        // the client, out of the processor's cache by the time they are sent.
+        if connection.late.len() >= MOST_LATE {
+            connection.waits_for_room = true;
+            return Ok(Step::Done);
         }
         // Room for a reply without data is set aside for each request, so that none ever waits for it.
         if !connection.has_room(connection.reply_room) {
