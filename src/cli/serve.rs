@@ -42,9 +42,9 @@ pub(super) struct Arguments {
     description: String,
 
     /// Number of queues of each export, each served by a thread of its own; at most the number of CPUs.
-    /// Connections are spread over them.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    queues: u32,
+    /// Connections are spread over them. Without it there are as many as CPUs, but at most 4.
+    #[arg(long, value_name = "N")]
+    queues: Option<u32>,
 
     /// Requests that a queue has in service at once, 1 to 4096.
     #[arg(long, value_name = "N", default_value_t = 128)]
@@ -69,7 +69,8 @@ pub(super) fn run(arguments: Arguments, table: &SpecTable) -> Result<ExitCode> {
     let inherited = entrance::inherited()?;
     // Blocked before a backend can make a thread.
     let signals = Signals::block().map_err(|error| Error::system("cannot block signals", error))?;
-    let options = Options { queues: disk::queues(arguments.queues)?, depth: disk::depth(arguments.depth)? };
+    let queues = arguments.queues.map_or_else(|| Ok(up::limits().export_queues()), disk::queues)?;
+    let options = Options { queues, depth: disk::depth(arguments.depth)? };
     let open = OpenOptions {
         read_only: arguments.read_only,
         block_size: arguments.block_size.as_deref().map(disk::block_size).transpose()?,

@@ -169,7 +169,7 @@ fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
     let timeout_s = number("timeout", "30", &|wanted| limits.timeout_s(wanted))?;
     let dead_connection_s =
         number("dead-connection-timeout", "120", &|wanted| limits.dead_connection_s(wanted))?;
-    let (queues, depth) = queues(section, limits)?;
+    let (queues, depth) = queues(section, limits, 1)?;
     let partition_scan = section.flag("partition-scan")?.unwrap_or(true);
     let data_path = section.text("data-path", "\"auto\"")?.map(|text| text.value.to_owned());
     let load = section.text("for", "\"throughput\"")?.map(|text| text.value.to_owned());
@@ -198,12 +198,12 @@ fn device(section: &Section<'_>, limits: &Limits) -> Result<Device> {
 }
 
 /// Number of queues, and requests that each takes at once.
-fn queues(section: &Section<'_>, limits: &Limits) -> Result<(u16, u16)> {
+fn queues(section: &Section<'_>, limits: &Limits, usual: u16) -> Result<(u16, u16)> {
     let queues = match section.number("queues", "1")? {
         Some(queues) => {
             limits.queues(queues.value).map_err(|outside| section.outside("queues", queues.at, outside))?
         }
-        None => 1,
+        None => usual,
     };
     let depth = match section.number("depth", "128")? {
         Some(depth) => {
@@ -216,7 +216,7 @@ fn queues(section: &Section<'_>, limits: &Limits) -> Result<(u16, u16)> {
 
 fn export(section: &Section<'_>, limits: &Limits) -> Result<Export> {
     let name = export_name(section, section.required_text("name", "\"disk\"")?)?;
-    let (queues, depth) = queues(section, limits)?;
+    let (queues, depth) = queues(section, limits, limits.export_queues())?;
     let description = section.text("description", "\"the disk of the mail server\"")?;
     let description = match description {
         Some(text) if text.value.len() > MAX_EXPORT_NAME => {

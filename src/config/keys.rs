@@ -106,7 +106,12 @@ pub const KEYS: &[Key] = &[
         "\"TEXT\"",
         "What clients are told about it, and everybody else who can connect, before anybody has shown who he is (nothing).",
     ),
-    key(EXPORT, "queues", "N", QUEUES),
+    key(
+        EXPORT,
+        "queues",
+        "N",
+        "Number of queues, each served by a thread of its own; at most the number of CPUs (as many as CPUs, at most 4).",
+    ),
     key(EXPORT, "depth", "N", DEPTH),
     key(
         EXPORT,

@@ -20,6 +20,9 @@ pub const MAX_DEAD_CONNECTION_S: u32 = 86_400;
 /// One more than the highest id that the driver takes (UBLK_MINORS).
 pub const IDS: u32 = 1 << 20;
 
+/// Queues of an export of which nobody says how many it is to have, at most: each has buffers of its own.
+const MOST_EXPORT_QUEUES: u16 = 4;
+
 /// What this machine sets bounds with.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -49,6 +52,11 @@ impl Limits {
             why: format!("this machine has {cpus} CPUs, a disk has 1 to {cpus} queues"),
             instead: vec![wanted.clamp(1, u64::from(cpus).max(1)).to_string()],
         })
+    }
+
+    /// The queues of an export of which nobody says how many it is to have: its clients are many, or have many connections.
+    pub fn export_queues(&self) -> u16 {
+        self.cpus.clamp(1, MOST_EXPORT_QUEUES)
     }
 
     /// Requests that a queue takes at once.

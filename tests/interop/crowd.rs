@@ -12,7 +12,7 @@ const ALL: u32 = 32 * MIB;
 
 #[test]
 fn a_read_of_everything_waits_for_a_payload_that_is_coming() {
-    let server = Server::start(&["ram:64M"]);
+    let server = Server::start(&["--queues", "1", "ram:64M"]);
     let mut writer = Client::transmitting(&server.socket());
     let mut reader = Client::transmitting(&server.socket());
     let began = Instant::now();
@@ -34,7 +34,7 @@ fn a_read_of_everything_waits_for_a_payload_that_is_coming() {
 
 #[test]
 fn a_slow_reader_gives_back_what_it_has_been_sent() {
-    let server = Server::start(&["ram:64M"]);
+    let server = Server::start(&["--queues", "1", "ram:64M"]);
     let mut slow = Client::transmitting(&server.socket());
     slow.send(&request(READ, 1, 0, ALL));
     assert_eq!(slow.reply(), (1, 0));
@@ -56,7 +56,7 @@ fn a_slow_reader_gives_back_what_it_has_been_sent() {
 
 #[test]
 fn who_sends_by_drops_is_cut_off_when_another_waits_for_it() {
-    let server = Server::start(&["ram:64M"]);
+    let server = Server::start(&["--queues", "1", "ram:64M"]);
     let mut drops = Client::transmitting(&server.socket());
     // So little that each drop comes as it is, and not all of it at its end.
     drops.send(&request(WRITE, 1, 0, 4096));
@@ -97,7 +97,7 @@ fn a_client_that_leaves_much_unread_gets_all_replies_at_the_end() {
 
 #[test]
 fn who_stays_after_the_last_reply_is_not_waited_for() {
-    let server = Server::start(&["ram:1M"]);
+    let server = Server::start(&["--queues", "1", "ram:1M"]);
     let mut stays = Client::transmitting(&server.socket());
     server.terminate();
     assert!(stays.is_closed());

@@ -41,6 +41,17 @@ watch_idle() {
     echo "@cell $1 $2 idle_instructions=$(($5 - $3)) idle_switches=$(($6 - $4))"
 }
 
+# The driver anew, which udev may still hold for a moment.
+loop_of_depth() {
+    tries=0
+    until modprobe -r loop 2>"$log"; do
+        tries=$((tries + 1))
+        [ $tries -lt 50 ] || fail "the loop driver does not go"
+        sleep 0.1
+    done
+    modprobe loop hw_queue_depth="$1" || fail "no loop"
+}
+
 # Makes devices for the column, unless the last one's will do.
 have() {
     [ "$have" = "$1 $2" ] && return
@@ -48,7 +59,7 @@ have() {
     have=none
     depth=$2
     # Its depth is a parameter of the module.
-    case $device in loop-*) modprobe -r loop && modprobe loop hw_queue_depth=$depth || fail "no loop" ;; esac
+    case $device in loop-*) loop_of_depth "$depth" ;; esac
     start_many "$device" "$1" || return
     have="$1 $2"
     # Deeper than the warm-up was; in a shell of its own, which keeps its variables to itself.
