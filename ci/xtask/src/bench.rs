@@ -142,6 +142,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         return map::main(&args.kernel, column, &args.only, args.out.as_deref()).map(|()| ExitCode::SUCCESS);
     }
     let plan = args.plan()?;
+    if let Some(folder) = &args.out {
+        page::has_place(folder, plan.mode)?;
+    }
     let began = Instant::now();
     let (results, machine) = if args.host || args.nbd {
         measure::here(&plan)?

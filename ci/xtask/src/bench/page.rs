@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::about::About;
 use super::bars::{Verdict, summary};
 use super::chart::{Bar, Chart, Panel};
-use super::mode::Metric;
+use super::mode::{Metric, Mode};
 use super::plan::Plan;
 use super::results::Results;
 use super::table::{all_ratios, tables};
@@ -207,6 +207,17 @@ impl Report<'_> {
 }
 
 /// `page` with this section in place of the one of the same name; all else stays as it was written.
+/// Whether a run's section can be put into the page in `folder`: to be asked before it is measured, which takes long.
+pub fn has_place(folder: &Path, mode: Mode) -> Result<()> {
+    let page = folder.join("README.md");
+    match page.exists() {
+        true => with_section(&paths::read(&page)?, mode.name(), "")
+            .map(drop)
+            .with_context(|| format!("cannot put the section into {}", page.display())),
+        false => Ok(()),
+    }
+}
+
 fn with_section(page: &str, name: &str, section: &str) -> Result<String> {
     let (begin, end) = (format!("<!-- begin: {name} -->"), format!("<!-- end: {name} -->"));
     let (Some(from), Some(to)) = (page.find(&begin), page.find(&end)) else {
@@ -222,10 +233,9 @@ fn with_section(page: &str, name: &str, section: &str) -> Result<String> {
 mod tests {
     use super::super::bars::verdicts;
     use super::super::device::named;
-    use super::super::mode::Mode;
     use super::*;
 
-    const ALL: [Mode; 4] = [Mode::Count, Mode::CountScale, Mode::Clock, Mode::ClockScale];
+    const ALL: [Mode; 5] = [Mode::Count, Mode::CountScale, Mode::Clock, Mode::ClockScale, Mode::Nbd];
 
     fn about() -> About {
         About {
